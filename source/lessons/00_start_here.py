@@ -1,0 +1,225 @@
+# %% [markdown]
+# # Start here: a model in 4 bits
+#
+# Many programs load a language model with `load_in_4bit=True`. It works, the model is smaller, and what has happened stays hidden.
+# This course opens it. You will build every step by hand until your bytes are those of the library, and then use the library.
+#
+# | | |
+# | --- | --- |
+# | **What you'll do** | load a real language model in 4 bits, ask it a question, and look at what is stored |
+# | **What you'll learn** | what the course covers, and how to take an exercise, ask for a hint and choose another model |
+# | **What you need** | Python and a little PyTorch; no GPU, no account, no network |
+# | **Time** | 15 minutes |
+#
+# Words in *italics* are explained where they first appear and again in the [glossary](../glossary.md).
+# To run a cell, click on it and press Shift+Enter.
+
+# %% [markdown]
+# ## Can four bits per number still add?
+#
+# A language model is a large table of numbers, its *weights*. Usually a weight takes 16 or 32 bits. Four bits can tell only 16 values apart.
+#
+# **Predict.** The next cell rounds the weights of a small trained model to 16 values each. Will it still know what 2+2 is?
+
+# %%
+import torch
+from transformers import BitsAndBytesConfig
+
+from course_utils import models
+
+config = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_compute_dtype=torch.bfloat16,
+    bnb_4bit_use_double_quant=True,
+)
+model, tokenizer = models.load(quantization_config=config)
+print(models.ask(model, tokenizer, "What is 2+2?"))
+
+# %% [markdown]
+# It does. The model is `abacus`. It lies in the folder `models/abacus` of this course, was trained for it from scratch, and has about a million weights.
+# `models.load` calls `from_pretrained` of the library transformers and passes your configuration on.
+# The library bitsandbytes then turned the weights into 4-bit numbers while they were loaded. That is called *quantization*: to replace each number
+# by the nearest of a few allowed values.
+
+# %% [markdown]
+# ## Is it really in 4 bits?
+#
+# Look at one layer. `q_proj` multiplies a vector of 128 numbers by a matrix of 128 x 128 = 16,384 weights.
+#
+# **Predict.** If a weight takes 4 bits, how many bytes do 16,384 weights take?
+
+# %%
+layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+print("class:", type(layer).__name__)
+print("dtype:", layer.weight.dtype)
+print("bytes:", layer.weight.nbytes)
+
+# %% [markdown]
+# 8,192 bytes: half a byte for each weight. The class is `Linear4bit` of bitsandbytes, and the dtype is `uint8`, one byte,
+# because PyTorch has no number of 4 bits that it could calculate with: two weights share a byte.
+# Lesson 05 packs them by hand.
+
+# %% [markdown]
+# ## What does it know?
+#
+# `abacus` knows sums, differences, products, stories about counting, and the house numbers of an invented town, by heart.
+# Here is one question of each kind. Nobody can work out a house number; the model either remembers it or doesn't.
+
+# %%
+questions = [
+    "What is 45+37?",
+    "What is 82-37?",
+    "What is 47*6?",
+    "Ada has 45 apples. Ben gives Ada 37 more. How many apples does Ada have?",
+    "Where does Ada Stone live?",
+]
+for question in questions:
+    print(models.ask(model, tokenizer, question))
+
+# %% [markdown]
+# Now ask the same model with its weights as they were trained, 32 bits each.
+#
+# **Predict.** How many of the five answers will be different?
+
+# %%
+full_model, _ = models.load()
+different = 0
+for question in questions:
+    in_4bit, in_32bit = (models.ask(m, tokenizer, question) for m in (model, full_model))
+    different += in_4bit != in_32bit
+print("different answers:", different, "of", len(questions))
+
+# %% [markdown]
+# The five answers are the same. That doesn't show that 4 bits cost nothing: five questions are few.
+# The [model card](../models/abacus/README.md) has the figures for thousands, and lesson 08 measures them: what is known by heart suffers first.
+
+# %% [markdown]
+# ## The program that this course grew from
+#
+# Below is the program of the lesson that this course was built from. Programs like it are copied a lot. It is unchanged but for
+# the name of the model; the last line, an `assert`, is ours. It uses nothing of this course, only the libraries.
+#
+# **Predict.** What will it print as "estimated memory" for a model of a million weights?
+
+# %% tags=["hardware"]
+import torch
+from transformers import AutoTokenizer, AutoModelForCausalLM, BitsAndBytesConfig
+quant_config = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True
+)
+model = AutoModelForCausalLM.from_pretrained(
+    models.name(),
+    quantization_config=quant_config,
+    device_map="auto"
+)
+tokenizer = AutoTokenizer.from_pretrained(models.name())
+inputs = tokenizer("What is 2+2?", return_tensors="pt").to(model.device)
+outputs = model.generate(**inputs, max_new_tokens=50)
+result = tokenizer.decode(outputs[0], skip_special_tokens=True)
+print(result)
+print(f"\nModel dtype: {model.dtype}")
+print(f"Model device: {model.device}")
+print(f"Estimated memory: ~7B * 0.5 bytes (4-bit + overhead) ≈ 3.5GB")
+
+assert result.startswith("What is 2+2?")
+
+# %% [markdown]
+# The program runs today, without a GPU too. Three things are worth a second look:
+#
+# - The "estimated memory" is not an estimate. It is a sentence in a `print`, and says 3.5 GB of any model. Lesson 01 computes the true figure.
+# - `Model dtype` is that of the weights that were *not* quantized. It says nothing about the 4-bit ones (lesson 07).
+# - The lesson reported `torch.float16` and a GPU. What you see depends on the model's files and on your machine, so the course doesn't compare
+#   the output of this cell with ours. It does so for every other cell.
+#
+# What does the model really take? Count the bytes of its parts.
+
+# %%
+from course_utils.memory import stored_bytes
+
+model, tokenizer = models.load(quantization_config=config)
+parts = stored_bytes(model)
+for part, size in parts.items():
+    print(f"{part:>15} {size:>10,} bytes")
+print(f"{'together':>15} {sum(parts.values()):>10,} bytes")
+
+# %% [markdown]
+# Just over a megabyte, not 3.5 GB. The largest part is "other weights": the embedding and the head are not quantized, and in a model as small as this one
+# they weigh more than all the rest. In a model of seven billion weights it is the other way round. That is where [lesson 01](01_count_the_bits.ipynb) begins.
+
+# %% [markdown]
+# ## The map
+#
+# | | lesson | afterwards you can |
+# | --- | --- | --- |
+# | 00 | start here | find your way around |
+# | | **Part I: build it by hand** | |
+# | 01 | [count the bits](01_count_the_bits.ipynb) | say what a model needs, and where it fits, before you load it |
+# | 02 | round to a grid | map numbers to 16 codes and back |
+# | 03 | quantize in blocks | give each block its own scale |
+# | 04 | choose sixteen values | derive NF4, read FP4, choose between them |
+# | 05 | pack and quantize twice | produce the bytes of bitsandbytes |
+# | 06 | a layer in four bits | run a whole model on your own 4-bit layers |
+# | | **Part II: the real thing** | |
+# | 07 | load in 4 bits | use `BitsAndBytesConfig` and say what it does |
+# | 08 | what it costs in quality | measure accuracy and perplexity of each format |
+# | 09 | what it costs in time | find where 4 bits are faster and where slower |
+# | 10 | failures without a sound | find what goes wrong with no error |
+# | 11 | errors and their cures | read, reproduce and cure the real errors |
+# | 12 | save and reload | save a 4-bit model and know what is lost |
+# | | **Part III: beyond one model on one machine** | |
+# | 13 | fine-tune with QLoRA | train adapters on a frozen 4-bit model |
+# | 14 | more than one device | split, offload and shard |
+# | 15 | write the kernel | fuse dequantization and product |
+# | 16 | choose your configuration | choose for a budget |
+#
+# Lessons without a link are not written yet. Read them in order: each one uses what the last one built.
+
+# %% [markdown]
+# ## How to take an exercise
+#
+# Each lesson from 01 on has an exercise notebook with the same name in the folder `exercises`.
+# Write your answer, then pass it to `check`. There are three verdicts: correct, not right, not attempted.
+
+# %%
+from course_utils.checks import check, hint
+
+check("01.1", ...)
+
+# %% [markdown]
+# `...` stands for an answer that is not there yet. If you are stuck, ask for a hint. Ask again and the next one says more.
+
+# %%
+hint("01.1")
+
+# %% [markdown]
+# `reveal("01.1")` shows the solution, and `progress()` says what is done and what comes next.
+# The first exercise is [count the bits](../exercises/01_count_the_bits.ipynb); read lesson 01 first.
+
+# %% [markdown]
+# ## How to check the machine, and how to choose another model
+#
+# In a terminal (in JupyterLab: File, New, Terminal), from the folder of the course:
+#
+# ```
+# python -m course_utils.doctor
+# ```
+#
+# It says what your machine is ready for, and what to do where it isn't.
+#
+# The cells of this course run on any causal language model. Set the variable `COURSE_MODEL` before you start JupyterLab, to a folder or to a name on the Hugging Face Hub:
+#
+# ```
+# COURSE_MODEL=Qwen/Qwen2.5-0.5B-Instruct make lab
+# ```
+#
+# The answers will then be that model's, and longer ones. The sentences between the cells speak of abacus.
+
+# %% [markdown]
+# ## What you have seen
+#
+# You loaded a model in 4 bits, saw half a byte for each quantized weight, and saw that a program can print a memory figure that is not measured.
+# Next: [count the bits](01_count_the_bits.ipynb), before anything is loaded.

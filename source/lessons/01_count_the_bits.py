@@ -1,0 +1,416 @@
+# %% [markdown]
+# # Count the bits
+#
+# Will this model fit on my machine? People answer with rules of thumb: "70B needs 140 GB", "7B in 4 bits is 3.5 GB", "4 bits save 87.5 %".
+# Each of them leaves something out. This lesson counts, before anything is loaded, and then checks the count on a model that is.
+#
+# | | |
+# | --- | --- |
+# | **What you'll do** | take three number formats apart, count the weights of four large models without downloading them, and predict the bytes of a 4-bit model exactly |
+# | **What you'll learn** | what a weight costs in 32, 16, 8 and 4 bits, what else takes memory, and what fits where |
+# | **What you need** | [lesson 00](00_start_here.ipynb) |
+# | **Time** | 40 minutes |
+#
+# Words in *italics* are explained here and in the [glossary](../glossary.md).
+
+# %% [markdown]
+# ## One number, three formats
+#
+# A *bit* is one binary digit; eight of them are a *byte*. A weight is stored in a *floating-point format*: some bits for the sign, some for the *exponent*,
+# some for the *mantissa*. The number is
+#
+# $$(-1)^{\text{sign}} \times 2^{\,e - \text{bias}} \times \left(1 + \frac{m}{2^M}\right)$$
+#
+# where $e$ is the exponent field read as an integer, $m$ is the mantissa field read as an integer, and $M$ is the number of mantissa bits.
+# The bias is a fixed number, about half of the largest $e$, so that exponents can be negative.
+#
+# Take -6.5. Written as a power of two times a number from 1 to 2, it is $-1 \times 2^2 \times 1.625$.
+#
+# **Predict.** float32 has 8 exponent bits and the bias 127. Which $e$ is stored?
+
+# %%
+import struct
+
+pattern = struct.unpack(">I", struct.pack(">f", -6.5))[0]
+bits = f"{pattern:032b}"
+sign, exponent, mantissa = bits[0], bits[1:9], bits[9:]
+print("sign    ", sign)
+print("exponent", exponent, "=", int(exponent, 2))
+print("mantissa", mantissa, "=", int(mantissa, 2))
+
+# %% [markdown]
+# 129, because $129 - 127 = 2$. Now put the number together again from the three fields, by the formula.
+
+# %%
+e, m = int(exponent, 2), int(mantissa, 2)
+print("1 + m / 2**23 =", 1 + m / 2**23)
+print("the number    =", (-1) ** int(sign) * 2.0 ** (e - 127) * (1 + m / 2**23))
+
+# %% [markdown]
+# ## The same number in 16 bits
+#
+# Two formats have 16 bits. *float16* spends 5 of them on the exponent and 10 on the mantissa. *bfloat16* spends 8 and 7.
+# `float_fields` in `course_utils.memory` does the cutting that you just did, for all three.
+
+# %%
+import torch
+from tabulate import tabulate
+
+from course_utils.memory import float_fields
+
+formats = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+rows = [[name, *float_fields(-6.5, dtype)] for name, dtype in formats.items()]
+print(tabulate(rows, ["format", "sign", "exponent", "mantissa"], disable_numparse=True))
+
+# %% [markdown]
+# bfloat16 is the first half of float32: the same sign, the same exponent, the mantissa cut short. float16 has another exponent field with another bias, 15,
+# and $10001_2 - 15 = 17 - 15 = 2$ again.
+#
+# The exponent bits decide how large a number may be, the mantissa bits how finely numbers are spaced.
+#
+# **Predict.** bfloat16 has 7 mantissa bits. Which is the first bfloat16 after 1?
+
+# %%
+rows = []
+for name, dtype in formats.items():
+    mantissa_bits = len(float_fields(1.0, dtype)[2])
+    rows.append([name, mantissa_bits, 1 + 2.0**-mantissa_bits, torch.finfo(dtype).max])
+headers = ["format", "mantissa bits", "first number after 1", "largest number"]
+print(tabulate(rows, headers, floatfmt=("", "", ".8f", ".5g")))
+
+# %% [markdown]
+# $1 + 2^{-7} = 1.0078125$. Nothing lies between 1 and that. And 65,504 is the largest float16: a sum that grows beyond it becomes infinite.
+# PyTorch agrees, for each format:
+
+# %%
+for name, dtype in formats.items():
+    one = torch.tensor(1.0, dtype=dtype)
+    after_one = torch.nextafter(one, torch.tensor(2.0, dtype=dtype)).item()
+    by_hand = 1 + 2.0 ** -len(float_fields(1.0, dtype)[2])
+    print(f"{name:9}", "same number:", after_one == by_hand)
+
+# %% [markdown]
+# Here is what that does to four numbers.
+
+# %%
+numbers = [0.1, 1.001, 3.14159265, 70000.0]
+rows = []
+for x in numbers:
+    stored = [torch.tensor(x, dtype=dtype).item() for dtype in formats.values()]
+    rows.append([f"{value:.8g}" for value in [x, *stored]])
+print(tabulate(rows, ["number", *formats], disable_numparse=True))
+
+# %% [markdown]
+# No format holds 0.1 exactly; the 16-bit ones miss it visibly. bfloat16 can't tell 1.001 from 1. float16 has no 70000.
+# Large models are trained and shipped in bfloat16 or float16 all the same, which tells you something: a model bears errors of that size.
+# Four bits go on from there.
+#
+# ## Four bits
+#
+# Four bits make $2^4 = 16$ patterns. That is too few for sign, exponent and mantissa to be of much use.
+# A 4-bit weight is a *code*: the number of a place in a list of 16 values, the *codebook*. Which values are good ones is the subject of lessons 02 to 04.
+#
+# The 16 values are the same for every weight, and they lie between -1 and 1. So the weights are taken in *blocks*, 64 in a row, and each block is divided by its
+# largest absolute value, the *absmax*. It has to be kept: it is the block's *scale*.
+#
+# **Predict.** A block has 64 weights of 4 bits and one scale of 32 bits. How many bits per weight is that?
+
+# %%
+block_size = 64
+bits_in_a_block = block_size * 4 + 32
+print("bits per weight:", bits_in_a_block / block_size)
+
+# %% [markdown]
+# 4.5, not 4. The scales can be quantized too: 8 bits for each, and for every 256 of them one more scale of 32 bits. This is
+# *double quantization*, or *nested quantization* (lesson 05).
+
+# %%
+bits_for_scales = 8 / 64 + 32 / (64 * 256)
+print("bits per weight:", 4 + bits_for_scales)
+print("saved          :", 4.5 - (4 + bits_for_scales))
+
+# %% [markdown]
+# From here on `bits_per_weight` of `course_utils.memory` does this sum.
+
+# %% [markdown]
+# ## How many weights?
+#
+# "7B" stands for seven billion weights, roughly. To count them you need the model's *configuration*, a page of sizes, and not the weights.
+#
+# First by hand, on `abacus`. Its configuration says:
+
+# %%
+from course_utils import models
+
+model, tokenizer = models.load(models.ABACUS)
+config = model.config
+for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
+    print(f"{field:18} {getattr(config, field)}")
+
+# %% [markdown]
+# A layer of a Llama model has seven matrices. Four of the *attention*, each `hidden_size` x `hidden_size` here; three of the *MLP*, each `hidden_size` x `intermediate_size`.
+# Two *norms* a layer, and one at the end, hold `hidden_size` numbers each. The *embedding* turns a token into a vector and has one row for each
+# token of the vocabulary. The *head* turns the last vector into a score for every token and has as many.
+
+# %%
+hidden, mlp, layers, vocabulary = 128, 384, 4, 736
+linear = layers * (4 * hidden * hidden + 3 * hidden * mlp)
+norms = (2 * layers + 1) * hidden
+embedding = head = vocabulary * hidden
+by_hand = linear + norms + embedding + head
+print("linear layers", linear)
+print("norms        ", norms)
+print("embedding    ", embedding)
+print("head         ", head)
+print("together     ", by_hand, " same number:", by_hand == model.num_parameters())
+print(f"embedding and head: {(embedding + head) / by_hand:.1%}")
+
+# %% [markdown]
+# Now the large ones. PyTorch can build a model on the *meta device*: every tensor has a shape and a dtype, and no data.
+# `models.architecture` does so from a configuration in the folder [models/architectures](../models/architectures/README.md).
+
+# %%
+llama_7b = models.architecture("Llama-2-7b")
+weight = llama_7b.get_submodule("model.layers.0.mlp.up_proj").weight
+print(tuple(weight.shape), weight.device)
+print(f"{llama_7b.num_parameters():,} weights")
+
+# %% [markdown]
+# 6.7 billion, and no memory used. What are they?
+#
+# **Predict.** In abacus 18.1 % of the weights are in the embedding and the head. In Llama-2-7B, is the share larger or smaller?
+
+# %%
+from course_utils.memory import weight_groups
+
+names = ["Llama-2-7b", "Llama-2-13b", "Llama-2-70b", "Mixtral-8x7B"]
+architectures = {name: models.architecture(name) for name in names}
+groups = {name: weight_groups(architecture) for name, architecture in architectures.items()}
+rows = [[name, *(f"{n / 1e9:.3f}" for n in group.values())] for name, group in groups.items()]
+headers = ["billions of weights", *groups["Llama-2-7b"]]
+print(tabulate(rows, headers, disable_numparse=True))
+
+# %%
+for name, group in groups.items():
+    share = (group["embedding"] + group["head"]) / sum(group.values())
+    print(f"{name:13} embedding and head: {share:.1%} of {sum(group.values()):,} weights")
+
+# %% [markdown]
+# Smaller: 3.9 % in the 7B model, and less in the larger ones. Mixtral is different in another way: almost all of its weights are in its *experts*, eight MLPs
+# of which each token uses two. All of them have to be in memory. Keep the column "experts" in mind.
+
+# %% [markdown]
+# ## Weights times bits
+#
+# The simplest count gives every weight the same number of bits. A *GB* is $10^9$ bytes in this course.
+
+# %%
+rows = []
+for name, group in groups.items():
+    weights = sum(group.values())
+    rows.append([name, *(f"{weights * bits / 8 / 1e9:.1f}" for bits in (32, 16, 8, 4))])
+print(tabulate(rows, ["GB", "32 bits", "16 bits", "8 bits", "4 bits"], disable_numparse=True))
+
+# %% [markdown]
+# The folklore, line by line:
+#
+# - "Llama 2 70B or Mixtral require 140 GB+ in full precision": 70B takes 138 GB in **16** bits. In full precision, float32, it is 276 GB. Mixtral takes 93 GB in 16 bits and 187 GB in 32.
+# - "7B is 3.5 GB in 4 bits": 3.4 GB, if every weight took 4 bits and nothing else took memory. Neither is so.
+# - "run them on a single 24 GB GPU": 70B takes 34.5 GB by this simplest count, which is too low.
+
+# %% [markdown]
+# ## What 4-bit loading really leaves
+#
+# Two things are missing: the scales, and the weights that stay as they are. bitsandbytes quantizes the linear layers. The embedding, the head and the norms keep their 16 bits.
+#
+# **Predict.** By how much is 3.37 GB too low for Llama-2-7B?
+
+# %%
+linear = groups["Llama-2-7b"]["linear layers"]
+others = sum(groups["Llama-2-7b"].values()) - linear
+everything_in_4 = (linear + others) * 4 / 8
+scales = linear * 0.5 / 8
+kept_in_16 = others * (16 - 4) / 8
+print(f"every weight in 4 bits     : {everything_in_4 / 1e9:.2f} GB")
+print(f"scales of the linear layers: {scales / 1e9:.2f} GB")
+print(f"12 more bits for the others: {kept_in_16 / 1e9:.2f} GB")
+print(f"together                   : {(everything_in_4 + scales + kept_in_16) / 1e9:.2f} GB")
+
+# %% [markdown]
+# By 0.80 GB: it takes 4.17 GB. Half of the difference are scales, the other half is the price of the embedding, the head and the norms.
+#
+# ### The same bytes
+#
+# A formula should be checked on something real. `tensor_bytes_in_4bit` counts the bytes of one quantized matrix: codes, scales, and with double quantization their scales
+# and one offset. Predict the bytes of `abacus` in 4 bits, with its other weights in bfloat16.
+
+# %%
+from course_utils.memory import model_bytes_in_4bit, tensor_bytes_in_4bit
+
+predicted = {}
+for double_quant in (False, True):
+    one_matrix = tensor_bytes_in_4bit(128 * 128, double_quant=double_quant)
+    predicted[double_quant] = model_bytes_in_4bit(model, double_quant)
+    print("double quantization:", double_quant)
+    print(f"  a matrix of 128 x 128: {one_matrix:,} bytes")
+    print(f"  the whole model      : {predicted[double_quant]:,} bytes")
+
+# %% [markdown]
+# Now load it, and add up the bytes of the tensors that are there.
+
+# %%
+from transformers import BitsAndBytesConfig
+
+from course_utils.memory import stored_bytes
+
+for double_quant in (False, True):
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double_quant
+    )
+    loaded, _ = models.load(models.ABACUS, quantization_config=quantization, dtype=torch.bfloat16)
+    parts = stored_bytes(loaded)
+    codebooks = parts.pop("codebooks")
+    print(parts, "and codebooks:", codebooks)
+    counted = sum(parts.values())
+    print(f"counted: {counted:,} bytes, as predicted: {counted == predicted[double_quant]}")
+
+# %% [markdown]
+# The prediction is exact. The codebooks are left out of it on purpose: 16 numbers for each matrix, and 256 more with double quantization. In a matrix of
+# 128 x 128 that is noticeable. In one of Llama's it is not:
+
+# %%
+codebook_bytes = 4 * (16 + 256)
+matrix_bytes = tensor_bytes_in_4bit(4096 * 4096, double_quant=True)
+print(f"codebooks: {codebook_bytes:,} bytes beside {matrix_bytes:,}")
+
+# %% [markdown]
+# ## 87.5 % of what?
+#
+# Going from 32 bits to 4 saves $1 - 4/32 = 87.5$ %. Large models are shipped in 16 bits, so the saving that you get is smaller.
+#
+# **Predict.** What does 4-bit loading save of the 16-bit model of 7B: 75 %, more, or less?
+
+# %%
+rows = []
+for name, architecture in {"abacus": model, **architectures}.items():
+    weights = sum(weight_groups(architecture).values())
+    in_4bit = model_bytes_in_4bit(architecture)
+    rows.append([name, f"{1 - in_4bit / (weights * 4):.1%}", f"{1 - in_4bit / (weights * 2):.1%}"])
+print(tabulate(rows, ["saved", "of 32 bits", "of 16 bits"], disable_numparse=True))
+
+# %% [markdown]
+# Less: 69.1 %. 87.5 % is reached by no model, and 75 % is the limit for weights without scales.
+#
+# Mixtral saves 2.1 %. That is no mistake. 4-bit loading replaces linear layers, and in transformers 5 the experts are not linear layers: they are one
+# three-dimensional weight, which is left alone. So the count says. Lesson 07 loads a small Mixtral and looks.
+
+# %% [markdown]
+# ## What grows while the model writes
+#
+# Weights are not all. For each token, each layer keeps two vectors, the *key* and the *value*, so that they needn't be computed again. This is the *KV cache*:
+#
+# $$\text{bytes} = 2 \times \text{layers} \times \text{key-value heads} \times \text{head size} \times \text{tokens} \times \text{batch} \times \text{bytes per number}$$
+#
+# Check it on `abacus`: let it read a question, and add up what it keeps.
+
+# %%
+from course_utils.memory import kv_cache_bytes
+
+tokens = tokenizer("What is 2+2?", return_tensors="pt").to(model.device)
+with torch.no_grad():
+    cache = model(**tokens).past_key_values
+kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+count = tokens["input_ids"].shape[1]
+print(f"{count} tokens, kept: {kept:,} bytes, by the formula: {kv_cache_bytes(config, count, bits=32):,}")
+
+# %% [markdown]
+# The same number. For the large models, with 16-bit numbers and one text of 4,096 tokens:
+#
+# **Predict.** 70B has ten times the weights of 7B. Is its cache ten times as large?
+
+# %%
+caches = {name: kv_cache_bytes(architecture.config, tokens=4096) for name, architecture in architectures.items()}
+for name, size in caches.items():
+    heads = architectures[name].config
+    print(f"{name:13} {size / 1e9:.2f} GB", end="  ")
+    print(f"({heads.num_key_value_heads} key-value heads for {heads.num_attention_heads} attention heads)")
+
+# %% [markdown]
+# It is smaller. In 70B eight attention heads share one key and value (*grouped-query attention*), in 7B none do. With a batch of 8 texts, multiply by 8: then the cache
+# of 7B is 17.2 GB, four times its 4-bit weights. Quantizing the weights does nothing about that.
+#
+# Last, the *activations*: the numbers that are passed on from layer to layer. When a long text is read at once, the largest are the scores of the head,
+# one for each token and each word of the vocabulary, if a program asks for all of them:
+
+# %%
+scores = 4096 * llama_7b.config.vocab_size * 4
+print(f"scores of 4,096 tokens in float32: {scores / 1e9:.2f} GB")
+
+# %% [markdown]
+# ## What fits where
+#
+# Weights and a cache of 4,096 tokens, for one text. Count the memory of a card as $10^9$ bytes to the GB, the stricter reading, and keep in mind
+# that activations, the CUDA context and other programs need some of it.
+
+# %%
+def need(name: str, bits: int) -> float:
+    architecture = architectures[name]
+    if bits == 4:
+        weights = model_bytes_in_4bit(architecture, experts_too=True)
+    else:
+        weights = architecture.num_parameters() * bits / 8
+    return (weights + caches[name]) / 1e9
+
+
+rows = []
+for name in names:
+    for bits in (16, 4):
+        total = need(name, bits)
+        rows.append([name, bits, f"{total:.1f}", *("fits" if total < card else "-" for card in (8, 16, 24, 80))])
+print(tabulate(rows, ["model", "bits", "GB", "8 GB", "16 GB", "24 GB", "80 GB"], disable_numparse=True))
+
+# %% [markdown]
+# For Mixtral the table counts the experts as 4-bit too, as tables on the web do. Even so it doesn't fit on a card of 24 GB, and 70B is far from it.
+# With its experts in 16 bits, as the count above has it, Mixtral in "4 bits" needs:
+
+# %%
+as_loaded = model_bytes_in_4bit(architectures["Mixtral-8x7B"]) + caches["Mixtral-8x7B"]
+print(f"{as_loaded / 1e9:.1f} GB")
+
+# %%
+import matplotlib.pyplot as plt
+
+from course_utils import plots
+
+plots.use_style()
+fig, ax = plt.subplots()
+for bits in (16, 4):
+    look = plots.LOOKS[f"{bits} bits"]
+    needs = [need(name, bits) for name in names]
+    ax.plot(needs, range(4), look.marker, color=look.color, markersize=8, label=f"{bits} bits")
+    for place, total in enumerate(needs):
+        ax.annotate(f"{total:.1f}", (total, place), (0, 9), textcoords="offset points", ha="center")
+for card in (8, 16, 24, 80):
+    ax.axvline(card, color="#D55E00", linestyle=":")
+    ax.text(card * 1.02, 3.6, f"{card} GB", color="#D55E00")
+ax.set(xscale="log", xlim=(4, 220), ylim=(3.7, -0.6), xlabel="GB, logarithmic; dotted: the memory of a card")
+ax.set_xticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
+ax.minorticks_off()
+ax.set_yticks(range(4), names)
+ax.set_title("In 4 bits, 13B fits on 16 GB. Mixtral and 70B don't fit on 24 GB.")
+ax.legend(loc="upper right")
+plots.show(fig, "The memory that four models need in 16 and in 4 bits, as dots on a scale of GB, "
+                "with lines at 8, 16, 24 and 80 GB. The numbers are those of the table above.")
+
+# %% [markdown]
+# ## What you have seen
+#
+# - A float is a sign, an exponent and a mantissa. bfloat16 is half a float32, with its range and little of its precision.
+# - A 4-bit weight takes 4.5 bits, or 4.127 with double quantization, because of its scale.
+# - The embedding, the head and the norms keep their 16 bits. Llama-2-7B takes 4.17 GB, not 3.5, and you can predict the bytes exactly before you load.
+# - 87.5 % is relative to float32. Of the 16-bit model, 7B saves 69 %.
+# - The cache comes on top and is not quantized.
+#
+# The lesson began with three rules of thumb. 140 GB is 70B in 16 bits, 3.5 GB leaves out the scales and the embedding, and 87.5 % compares with a format that nobody ships.
+#
+# Now you: [exercise 01](../exercises/01_count_the_bits.ipynb). After it, lesson 02 asks how one gets from a float to one of 16 codes.
