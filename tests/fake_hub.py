@@ -1,0 +1,98 @@
+"""A small Hugging Face Hub on localhost: it serves folders as models, and refuses as the real Hub refuses.
+
+What huggingface_hub goes by is the status and a few headers, see `hf_raise_for_status` and `get_hf_file_metadata` there:
+``X-Error-Code`` (RepoNotFound, GatedRepo, EntryNotFound), ``X-Error-Message``, ``X-Repo-Commit`` and ``ETag``. Somebody without a
+token gets 401 for a gated model and for one that doesn't exist, somebody with a token 403 and 404, and a token that is not valid 401
+for everything. (Over https the library takes a 401 without a code for a missing model too; over http it wants the code.)
+
+>>> with FakeHub({}) as hub:
+...     hub.url.startswith("http://127.0.0.1:")
+True
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+COMMIT = "f" * 40
+
+
+class FakeHub:
+    """Serves ``models`` while its ``with`` block lasts; ``requests`` keeps every request as (method, path, status).
+
+    ``tokens`` names the valid ones and says of each whether it has access to the ``gated`` models.
+    """
+
+    def __init__(self, models: dict[str, Path], gated: tuple[str, ...] = (), tokens: dict[str, bool] | None = None) -> None:
+        self.models = models
+        self.gated = gated
+        self.tokens = tokens or {}
+        self.requests: list[tuple[str, str, int]] = []
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> FakeHub:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0]).strip("/")
+        is_api = path.startswith("api/models/")
+        parts = path.removeprefix("api/models/").split("/")
+        repo, rest = "/".join(parts[:2]), parts[2:]
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in self.hub.tokens:
+            self.answer(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif repo in self.hub.gated and not self.hub.tokens.get(token):
+            self.answer(403 if token else 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to model {repo} is restricted."})
+        elif repo not in self.hub.models:
+            self.answer(404 if token else 401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        elif is_api and rest[:1] != ["tree"]:
+            self.answer_json({"id": repo, "sha": COMMIT, "private": False, "gated": False, "tags": [], "siblings": self.siblings(repo)})
+        elif is_api:
+            self.answer_json([{"type": "file", "path": s["rfilename"], "size": s["size"], "oid": s["etag"]} for s in self.siblings(repo)])
+        elif rest[:1] == ["resolve"] and (file := self.hub.models[repo].joinpath(*rest[2:])).is_file():
+            self.answer(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag(file)}"'}, file.read_bytes())
+        else:
+            self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET
+
+    def siblings(self, repo: str) -> list[dict[str, str | int]]:
+        folder = self.hub.models[repo]
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        return [{"rfilename": f.relative_to(folder).as_posix(), "size": f.stat().st_size, "etag": etag(f)} for f in files]
+
+    def answer_json(self, content: object) -> None:
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self.hub.requests.append((self.command, self.path, status))
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+def etag(file: Path) -> str:
+    """The name of a file's content, as git gives it."""
+    return hashlib.sha1(f"blob {file.stat().st_size}\0".encode() + file.read_bytes()).hexdigest()
