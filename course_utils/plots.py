@@ -43,11 +43,10 @@ def show(figure: Figure, description: str) -> None:
     Args:
         figure: closed afterwards, so that a notebook doesn't show it twice.
         description: what the figure shows, for readers who can't see it. It is the image's alternative text on web pages,
-            and what a notebook shows where it shows no images.
+            and is printed below the figure, since JupyterLab gives images no alternative text.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
-    display(
-        {"image/png": buffer.getvalue(), "text/plain": description}, metadata={"image/png": {"alt": description}}, raw=True
-    )
+    display({"image/png": buffer.getvalue(), "text/plain": description}, metadata={"image/png": {"alt": description}}, raw=True)
+    print(f"Figure: {description}")
