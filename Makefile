@@ -1,0 +1,63 @@
+# Each command is a line or two; the programs they call do the work. `make` alone lists them.
+# PYTHON=python3.13 names another Python; ARGS="..." goes to the program; TORCH=cpu takes PyTorch's CPU-only wheels (a matter of Linux).
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+CPU_WHEELS = $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
+COURSE = .venv/bin/python
+INSTALL = $(COURSE) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(CPU_WHEELS)
+
+.PHONY: help lab fresh test test-browser build check lock train
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
+
+lab: .venv/installed  ## open the course in JupyterLab, on your own copies in my_work/
+	@$(COURSE) -m course_utils.lab $(if $(ARGS),-- $(ARGS))
+
+fresh: .venv/installed  ## LESSON=03: set your copy of a lesson aside and take a new one
+	@$(COURSE) -m course_utils.lab --fresh "$(LESSON)"
+
+test: .venv/installed-test  ## run every test and every notebook
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(COURSE) -m pytest -n logical $(ARGS)
+
+test-browser: .venv/installed-browser  ## work through a lesson and an exercise in a headless Chromium
+	$(COURSE) -m pytest tests/browser/test_browser.py $(ARGS)
+
+build: .venv/installed-test  ## make notebooks/, exercises/ and solutions/ from source/
+	$(COURSE) -m tools.build $(ARGS)
+
+check: .venv/installed-test  ## compare what is built with its source, and lint
+	$(COURSE) -m ruff check .
+	$(COURSE) -m tools.build --check
+
+lock: .venv/installed  ## choose the newest versions inside the bounds of pyproject.toml: constraints.txt
+	$(COURSE) -m tools.lock
+
+train: .venv/installed-test  ## train the bundled model anew (an hour and more)
+	$(COURSE) -m tools.train_abacus $(ARGS)
+
+# The set-up. Each file says that its step is done; it is done again when the list of dependencies changes.
+
+define DOWNLOAD
+Setting up Four Bits in .venv. To download: about 0.4 GB, and on Linux about 2.9 GB, since the default torch there brings CUDA along.
+On Linux without an NVIDIA GPU, stop now (Ctrl-C) and add TORCH=cpu (as in: make lab TORCH=cpu) for PyTorch's CPU-only wheels: about 0.4 GB.
+endef
+export DOWNLOAD
+
+TOO_OLD = Four Bits needs Python 3.11 or newer; $(PYTHON) is %s. Name a newer one, as in: make lab PYTHON=python3.13
+
+.venv/installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('$(TOO_OLD)' % sys.version.split()[0])"
+	@$(COURSE) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@$(COURSE) -c "import torch" 2>/dev/null || echo "$$DOWNLOAD"
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(INSTALL) -e ".[test]"
+	@touch $@
+
+.venv/installed-browser: .venv/installed-test
+	$(INSTALL) -e ".[test,browser]"
+	@touch $@
