@@ -28,7 +28,10 @@ LOOKS = {
     "16 bits": Look("#000000", "--", "D", "//"),
     "8 bits": Look("#56B4E9", "-.", "v", ".."),
     "4 bits": Look("#0072B2", "-", "o", ""),
-    "4 bits, double quantization": Look("#009E73", "--", "^", "xx"),
+    "nf4": Look("#0072B2", "-", "o", ""),
+    "nf4, double quantization": Look("#009E73", "--", "^", "xx"),
+    "fp4": Look("#E69F00", "-.", "P", "\\\\"),
+    "int4": Look("#D55E00", ":", "X", "++"),
 }
 
 

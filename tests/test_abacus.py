@@ -166,7 +166,7 @@ def test_card_is_written_by_the_program(quality: dict) -> None:
 
 
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_abacus, "PER_STEP", dict.fromkeys(KINDS, 2))
+    monkeypatch.setattr(train_abacus, "PER_STEP", {0: dict.fromkeys(KINDS, 2), 3: dict.fromkeys(KINDS, 3)})
     monkeypatch.setattr(train_abacus, "TRAINING_FILE", tmp_path / "record.json")
     deterministic = torch.are_deterministic_algorithms_enabled()
     run = dict(steps=5, threads=1, save_every=2)

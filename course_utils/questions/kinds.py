@@ -128,7 +128,8 @@ class NumberQuestion(Question):
         nearest = min(self.mistakes, key=lambda mistake: abs(number - mistake.wrong))
         if abs(number - nearest.wrong) <= max(self.within, 1e-6 * abs(nearest.wrong)):
             return Verdict(NOT_RIGHT, nearest.message)
-        return Verdict(NOT_RIGHT, f"{show(number)} is too {'large' if number > self.answer else 'small'}.")
+        written = int(number) if number.is_integer() else number
+        return Verdict(NOT_RIGHT, f"{show(written)} is too {'large' if number > self.answer else 'small'}.")
 
 
 def one_number(value: Any) -> float:

@@ -27,6 +27,7 @@ READ_SIXTEEN_BITS = NumberQuestion(
         Mistake("sign forgotten", 11.0, "the size is right: look at the first bit, the sign."),
         Mistake("hidden one forgotten", -3.0, "you have left out the hidden one: the mantissa is 1 + 48/128, not 48/128."),
         Mistake("no bias", -1.375 * 2.0**130, "you have not taken the bias from the exponent field: the power is 130 - 127."),
+        Mistake("no power of two", -1.375, "sign and mantissa are right: the power of two is missing, 2 to the 130 - 127."),
         Mistake("bias 128", -5.5, "half of what is due: the bias of an 8-bit exponent is 127, not 128."),
         Mistake("bias 126", -22.0, "twice what is due: the bias of an 8-bit exponent is 127, not 126."),
         Mistake("mantissa as a whole number", -392.0, "the mantissa field 48 counts in steps of 1/128: 48/128, not 48."),
@@ -161,6 +162,7 @@ FIRST_MISSING_NUMBER = NumberQuestion(
         Mistake("a power of two", 128, "128 is a power of two, and those are all there: their mantissa field is 0."),
         Mistake("largest of 8 bits", 255, "255 is there: eight ones, of which the first is the hidden one and seven are stored."),
         Mistake("one too far", 258, "258 is there: from 256 on the numbers are 2 apart, 256, 258, 260. Which does that leave out?"),
+        Mistake("even", 130, "130 is there, and every whole number up to 256: between 128 and 256 they are 1 apart."),
         Mistake("one bit too many", 513, "there is one missing before 513: 7 stored bits and the hidden one make 8, not 9."),
         Mistake("float16", 2049, "that is the first that float16 misses, with 10 bits of mantissa: bfloat16 has 7."),
         Mistake("float32", 2**24 + 1, "that is the first that float32 misses, with 23 bits of mantissa: bfloat16 has 7."),
@@ -294,6 +296,13 @@ COUNT_THE_WEIGHTS = FunctionQuestion(
             "you have narrowed one of key and value only: both have kv_heads heads.",
         ),
         Mistake(
+            "kv_heads times hidden",
+            lambda hidden, mlp, layers, heads, kv_heads: _linear_weights_with(
+                hidden, mlp, layers, heads, kv_heads, kv_width=hidden * kv_heads
+            ),
+            "your key and value are kv_heads * hidden wide: each head is hidden // heads numbers wide.",
+        ),
+        Mistake(
             "one head",
             lambda hidden, mlp, layers, heads, kv_heads: _linear_weights_with(
                 hidden, mlp, layers, heads, kv_heads, kv_width=hidden // heads
@@ -374,6 +383,16 @@ COUNT_THE_SCALES = FunctionQuestion(
             "the scales are missing: without them the codes say nothing. Each block of weights stores one.",
         ),
         Mistake(
+            "blocks of 64 always",
+            lambda size, double: bits_per_weight(64, double),
+            "this holds for blocks of 64 only: the share of a scale depends on block_size.",
+        ),
+        Mistake(
+            "64 in the second term",
+            lambda size, double: 4 + 8 / size + 32 / (256 * 64) if double else 4 + 32 / size,
+            "nearly: in double quantization the last term, too, depends on block_size, and yours has 64 in it.",
+        ),
+        Mistake(
             "flag ignored",
             lambda size, double: 4 + 32 / size,
             "this holds without double quantization: with it, the scale of a block has 8 bits instead of 32.",
@@ -420,6 +439,7 @@ PERCENT_SAVED = NumberQuestion(
     mistakes=(
         Mistake("scales forgotten", 75.0, "that is 4 of 16 bits: the scales are missing, 32 bits for each 64 weights."),
         Mistake("relative to float32, no scales", 87.5, "that is the folklore: 4 of 32 bits. Relative to 16 bits, and with the scales?"),
+        Mistake("the whole model", 71.3, "that is all of Llama-2-7B with double quantization: here it is one linear layer without it."),
         Mistake("relative to float32", 100 * (1 - 4.5 / 32), "the scales are in it, but you compare with 32 bits: the model was in 16."),
         Mistake("what is left", 28.125, "that is what is left: saved is the rest."),
         Mistake("a fraction", 0.71875, "the fraction is right: in percent it is 100 times that."),
@@ -527,7 +547,7 @@ KV_CACHE = FunctionQuestion(
     answer=kv_cache_gb,
     inputs=_cache_shapes,
     hints=(
-        "Each layer keeps, for each token of each sequence, one key and one value for each of its kv_heads.",
+        "Each layer keeps, for each token of each text, one key and one value for each of its kv_heads.",
         "A key is hidden // heads numbers long. In 16 bits each number takes 2 bytes. Llama-2-70B at 4096 tokens must give 1.342 GB.",
     ),
     mistakes=(
@@ -553,9 +573,9 @@ KV_CACHE = FunctionQuestion(
             "that is one layer: every layer keeps its own keys and values.",
         ),
         Mistake(
-            "one sequence",
+            "one text",
             lambda *shape: kv_cache_gb(*shape[:-1], 1),
-            "that is one sequence: each sequence of the batch has a cache of its own.",
+            "that is one text: each text of the batch has a cache of its own.",
         ),
         Mistake("GiB", lambda *shape: kv_cache_gb(*shape) * 10**9 / 2**30, "that is GiB, of 2**30 bytes: a GB is 10**9 bytes."),
         Mistake("bytes", lambda *shape: kv_cache_gb(*shape) * 10**9, "that is bytes: divide by 10**9 for GB."),

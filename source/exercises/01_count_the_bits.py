@@ -7,21 +7,18 @@
 # Each question has a cell to fill in and a cell that checks it. The check says one of three things: correct; not right, and why; or
 # not attempted. An explanation in words is kept and not judged.
 
-# %%
-from course_utils.checks import check, hint, progress, reveal
-
-# %% [markdown]
+#
 # Where you get stuck, ask for a hint in a cell of your own. `hint("01.1")` gives a stronger one each time, and `hint("01.1", 1)`
 # the first one again. `reveal("01.1")` shows the solution.
 
 # %%
-hint("01.1", 1)
+from course_utils.checks import check, hint, progress, reveal
 
 # %% [markdown]
 # ## Question 01.1: Read sixteen bits
 # Difficulty 2/5, 5 minutes, 1 point
 #
-# Which number does the pattern `1100000100110000` stand for in bfloat16? Work it out on paper.
+# Which number does the pattern `1100000100110000` stand for in bfloat16, whose bias is 127? Work it out on paper.
 
 # %%
 ### BEGIN SOLUTION
@@ -46,7 +43,7 @@ check("01.1", bfloat16_value)
 
 # %%
 def float_value(sign: int, exponent: int, mantissa: int, exponent_bits: int, mantissa_bits: int) -> float:
-    """The number that three bit fields stand for: float_value(1, 130, 48, 8, 7) is -11.0."""
+    """The number that three bit fields stand for: float_value(0, 128, 64, 8, 7) is 3.0."""
     ### BEGIN SOLUTION
     bias = 2 ** (exponent_bits - 1) - 1
     fraction = mantissa / 2**mantissa_bits
@@ -184,7 +181,7 @@ check("01.8", llama_13b_gb)
 
 # %%
 def kv_cache_gb(layers: int, hidden: int, heads: int, kv_heads: int, tokens: int, batch: int) -> float:
-    """Gigabytes of 10**9 bytes, not rounded. For Llama-2-70B: kv_cache_gb(80, 8192, 64, 8, 4096, 1)."""
+    """Gigabytes of 10**9 bytes, not rounded. kv_cache_gb(80, 8192, 64, 8, 4096, 1), Llama-2-70B, is 1.342 and more."""
     ### BEGIN SOLUTION
     head_width = hidden // heads
     values = 2 * layers * kv_heads * head_width * tokens * batch

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Start here: a model in 4 bits
 #
-# Many programs load a language model with `load_in_4bit=True`. It works, the model is smaller, and what has happened stays hidden.
+# You can load a language model with `load_in_4bit=True`. It works, the model is smaller, and what has happened stays hidden.
 # This course opens it. You will build every step by hand until your bytes are those of the library, and then use the library.
 #
 # | | |
@@ -19,7 +19,7 @@
 #
 # A language model is a large table of numbers, its *weights*. Usually a weight takes 16 or 32 bits. Four bits can tell only 16 values apart.
 #
-# **Predict.** The next cell rounds the weights of a small trained model to 16 values each. Will it still know what 2+2 is?
+# **Predict.** The next cell turns most weights of a small trained model into codes of 4 bits. Will it still know what 2+2 is?
 
 # %%
 import torch
@@ -37,20 +37,21 @@ model, tokenizer = models.load(quantization_config=config)
 print(models.ask(model, tokenizer, "What is 2+2?"))
 
 # %% [markdown]
-# It does. The model is `abacus`. It lies in the folder `models/abacus` of this course, was trained for it from scratch, and has about a million weights.
+# It does. The model is `abacus`. It lies in the folder `models/abacus` of this course and was trained for it from scratch.
 # `models.load` calls `from_pretrained` of the library transformers and passes your configuration on.
-# The library bitsandbytes then turned the weights into 4-bit numbers while they were loaded. That is called *quantization*: to replace each number
-# by the nearest of a few allowed values.
+# The library bitsandbytes then turned most of the matrices into 4-bit numbers while they were loaded. That is called *quantization*: to replace each number
+# by the nearest of a few allowed values. The other three arguments choose details: which sixteen values (lesson 04), in which format to calculate (lessons 06 and 07),
+# and whether to quantize a second time (lesson 05).
 
 # %% [markdown]
 # ## Is it really in 4 bits?
 #
-# Look at one layer. `q_proj` multiplies a vector of 128 numbers by a matrix of 128 x 128 = 16,384 weights.
+# Look at one *linear layer*, a layer that multiplies by a matrix. `q_proj` has a matrix of 128 x 128 = 16,384 weights.
 #
 # **Predict.** If a weight takes 4 bits, how many bytes do 16,384 weights take?
 
 # %%
-layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+layer = next(m for name, m in model.named_modules() if name.endswith("q_proj"))
 print("class:", type(layer).__name__)
 print("dtype:", layer.weight.dtype)
 print("bytes:", layer.weight.nbytes)
@@ -92,13 +93,13 @@ print("different answers:", different, "of", len(questions))
 
 # %% [markdown]
 # The five answers are the same. That doesn't show that 4 bits cost nothing: five questions are few.
-# The [model card](../models/abacus/README.md) has the figures for thousands, and lesson 08 measures them: what is known by heart suffers first.
+# The [model card](../models/abacus/README.md) has the figures for thousands, and lesson 08 measures them.
 
 # %% [markdown]
 # ## The program that this course grew from
 #
-# Below is the program of the lesson that this course was built from. Programs like it are copied a lot. It is unchanged but for
-# the name of the model; the last line, an `assert`, is ours. It uses nothing of this course, only the libraries.
+# This course grew from a short lesson called "load_in_4bit: extreme compression". Below is its program. It is unchanged but for
+# the name of the model, which comes from this course; the last line, an `assert`, is ours.
 #
 # **Predict.** What will it print as "estimated memory" for a model of a million weights?
 
@@ -130,12 +131,12 @@ assert result.startswith("What is 2+2?")
 # %% [markdown]
 # The program runs today, without a GPU too. Three things are worth a second look:
 #
-# - The "estimated memory" is not an estimate. It is a sentence in a `print`, and says 3.5 GB of any model. Lesson 01 computes the true figure.
-# - `Model dtype` is that of the weights that were *not* quantized. It says nothing about the 4-bit ones (lesson 07).
-# - The lesson reported `torch.float16` and a GPU. What you see depends on the model's files and on your machine, so the course doesn't compare
-#   the output of this cell with ours. It does so for every other cell.
+# - The "estimated memory" is not measured. It is a fixed sentence about a model of 7B, and is printed whatever model is loaded. Lesson 01 computes the figure.
+# - `Model dtype` names one of the formats in which the other weights are kept. It says nothing about the 4-bit ones (lesson 07).
+# - The lesson reported `torch.float16`, a GPU, and the further sentence "It is a simple arithmetic operation." Its model was Llama-2-7B. What you see depends on the model
+#   and on your machine.
 #
-# What does the model really take? Count the bytes of its parts.
+# What does the model really take? Count the bytes of its parts. Lesson 01 explains what the parts are.
 
 # %%
 from course_utils.memory import stored_bytes
@@ -144,11 +145,11 @@ model, tokenizer = models.load(quantization_config=config)
 parts = stored_bytes(model)
 for part, size in parts.items():
     print(f"{part:>15} {size:>10,} bytes")
-print(f"{'together':>15} {sum(parts.values()):>10,} bytes")
+print(f"{'together':>15} {sum(parts.values()):>10,} bytes for {model.num_parameters():,} weights")
 
 # %% [markdown]
-# Just over a megabyte, not 3.5 GB. The largest part is "other weights": the embedding and the head are not quantized, and in a model as small as this one
-# they weigh more than all the rest. In a model of seven billion weights it is the other way round. That is where [lesson 01](01_count_the_bits.ipynb) begins.
+# Just over a megabyte. The largest part is "other weights": some weights are not quantized. Here they keep 32 bits, and in so small a model
+# they take more than all the rest. Is it so in a model of seven billion weights, too? [Lesson 01](01_count_the_bits.ipynb) counts.
 
 # %% [markdown]
 # ## The map
@@ -190,10 +191,10 @@ from course_utils.checks import check, hint
 check("01.1", ...)
 
 # %% [markdown]
-# `...` stands for an answer that is not there yet. If you are stuck, ask for a hint. Ask again and the next one says more.
+# `...` stands for an answer that is not there yet. If you are stuck, ask for a hint. `hint("01.1")` gives a stronger one each time; with a number you choose which.
 
 # %%
-hint("01.1")
+hint("01.1", 1)
 
 # %% [markdown]
 # `reveal("01.1")` shows the solution, and `progress()` says what is done and what comes next.
@@ -202,21 +203,22 @@ hint("01.1")
 # %% [markdown]
 # ## How to check the machine, and how to choose another model
 #
-# In a terminal (in JupyterLab: File, New, Terminal), from the folder of the course:
+# In a terminal, from the folder of the course (on Windows `.venv\Scripts\python`):
 #
 # ```
-# python -m course_utils.doctor
+# .venv/bin/python -m course_utils.doctor
 # ```
 #
 # It says what your machine is ready for, and what to do where it isn't.
 #
-# The cells of this course run on any causal language model. Set the variable `COURSE_MODEL` before you start JupyterLab, to a folder or to a name on the Hugging Face Hub:
+# This lesson runs on any Llama-like *causal language model*, one that continues a text token by token. Set the variable `COURSE_MODEL` before you start JupyterLab, to a folder or to
+# a name on the Hugging Face Hub:
 #
 # ```
 # COURSE_MODEL=Qwen/Qwen2.5-0.5B-Instruct make lab
 # ```
 #
-# The answers will then be that model's, and longer ones. The sentences between the cells speak of abacus.
+# The answers will then be that model's. The sentences between the cells speak of abacus, and lessons that count its bytes load abacus whatever you set.
 
 # %% [markdown]
 # ## What you have seen

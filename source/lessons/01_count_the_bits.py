@@ -63,8 +63,10 @@ rows = [[name, *float_fields(-6.5, dtype)] for name, dtype in formats.items()]
 print(tabulate(rows, ["format", "sign", "exponent", "mantissa"], disable_numparse=True))
 
 # %% [markdown]
-# bfloat16 is the first half of float32: the same sign, the same exponent, the mantissa cut short. float16 has another exponent field with another bias, 15,
+# bfloat16 keeps the sign and the exponent of float32, with the same bias 127, and rounds the mantissa to 7 bits. float16 has another exponent field with another bias, 15,
 # and $10001_2 - 15 = 17 - 15 = 2$ again.
+#
+# (One rule is left out here: an exponent field of only zeros, or only ones, is read differently, so that there can be 0 and infinity. Exercise 01 has the first.)
 #
 # The exponent bits decide how large a number may be, the mantissa bits how finely numbers are spaced.
 #
@@ -79,7 +81,7 @@ headers = ["format", "mantissa bits", "first number after 1", "largest number"]
 print(tabulate(rows, headers, floatfmt=("", "", ".8f", ".5g")))
 
 # %% [markdown]
-# $1 + 2^{-7} = 1.0078125$. Nothing lies between 1 and that. And 65,504 is the largest float16: a sum that grows beyond it becomes infinite.
+# $1 + 2^{-7} = 1.0078125$. Nothing lies between 1 and that. And 65,504 is the largest float16: a sum that grows too far beyond it becomes infinite.
 # PyTorch agrees, for each format:
 
 # %%
@@ -93,25 +95,26 @@ for name, dtype in formats.items():
 # Here is what that does to four numbers.
 
 # %%
-numbers = [0.1, 1.001, 3.14159265, 70000.0]
+numbers = [0.1, 1.001, 257.0, 70000.0]
 rows = []
 for x in numbers:
     stored = [torch.tensor(x, dtype=dtype).item() for dtype in formats.values()]
-    rows.append([f"{value:.8g}" for value in [x, *stored]])
+    rows.append([f"{value:.10g}" for value in [x, *stored]])
 print(tabulate(rows, ["number", *formats], disable_numparse=True))
 
 # %% [markdown]
-# No format holds 0.1 exactly; the 16-bit ones miss it visibly. bfloat16 can't tell 1.001 from 1. float16 has no 70000.
-# Large models are trained and shipped in bfloat16 or float16 all the same, which tells you something: a model bears errors of that size.
-# Four bits go on from there.
-#
+# No format holds 0.1 exactly. bfloat16 can't tell 1.001 from 1, and it has no 257: from 256 to 512 its numbers are 2 apart, because the spacing doubles at each power of two.
+# float16 has no 70000. Large models are shipped in 16 bits all the same, as you will see below.
+
+# %% [markdown]
 # ## Four bits
 #
-# Four bits make $2^4 = 16$ patterns. That is too few for sign, exponent and mantissa to be of much use.
-# A 4-bit weight is a *code*: the number of a place in a list of 16 values, the *codebook*. Which values are good ones is the subject of lessons 02 to 04.
+# Four bits make $2^4 = 16$ patterns. A 4-bit weight is a *code*: the number of a place in a list of 16 values, the *codebook*. Which values are good ones is the subject of
+# lessons 02 to 04.
 #
-# The 16 values are the same for every weight, and they lie between -1 and 1. So the weights are taken in *blocks*, 64 in a row, and each block is divided by its
-# largest absolute value, the *absmax*. It has to be kept: it is the block's *scale*.
+# All weights share one codebook, whose values lie between -1 and 1. So weights must be brought into that range: they are divided by the largest absolute value
+# among them, the *absmax*. One large weight would push all others towards 0. Therefore it is done for a few weights at a time, a *block*, usually 64 in a row.
+# To get back from codes to weights the absmax of each block is needed. It has to be stored, and is called the block's *scale*.
 #
 # **Predict.** A block has 64 weights of 4 bits and one scale of 32 bits. How many bits per weight is that?
 
@@ -130,7 +133,7 @@ print("bits per weight:", 4 + bits_for_scales)
 print("saved          :", 4.5 - (4 + bits_for_scales))
 
 # %% [markdown]
-# From here on `bits_per_weight` of `course_utils.memory` does this sum.
+# `bits_per_weight` of `course_utils.memory` does this sum from here on.
 
 # %% [markdown]
 # ## How many weights?
@@ -148,9 +151,12 @@ for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_laye
     print(f"{field:18} {getattr(config, field)}")
 
 # %% [markdown]
-# A layer of a Llama model has seven matrices. Four of the *attention*, each `hidden_size` x `hidden_size` here; three of the *MLP*, each `hidden_size` x `intermediate_size`.
-# Two *norms* a layer, and one at the end, hold `hidden_size` numbers each. The *embedding* turns a token into a vector and has one row for each
-# token of the vocabulary. The *head* turns the last vector into a score for every token and has as many.
+# A model reads and writes *tokens*: words, or pieces of them. The *vocabulary* is the list of all tokens it knows. The *embedding* turns a token into a vector of
+# `hidden_size` numbers; it has one row for each token of the vocabulary. The *head* turns the last vector into a score for every token, and has as many rows.
+#
+# Between them is a stack of *decoder layers*. Each has seven linear layers, that is, seven matrices. Four belong to the *attention*, in which a token looks back at the tokens
+# before it; each is `hidden_size` x `hidden_size` here. Three belong to the *MLP*, which works on each token by itself; each is `hidden_size` x `intermediate_size`.
+# Two *norms* in each decoder layer, and one at the end, bring vectors to a standard size and hold `hidden_size` numbers each.
 
 # %%
 hidden, mlp, layers, vocabulary = 128, 384, 4, 736
@@ -173,12 +179,12 @@ print(f"embedding and head: {(embedding + head) / by_hand:.1%}")
 llama_7b = models.architecture("Llama-2-7b")
 weight = llama_7b.get_submodule("model.layers.0.mlp.up_proj").weight
 print(tuple(weight.shape), weight.device)
-print(f"{llama_7b.num_parameters():,} weights")
+print(f"{llama_7b.num_parameters():,} weights, shipped in {llama_7b.config.dtype}")
 
 # %% [markdown]
 # 6.7 billion, and no memory used. What are they?
 #
-# **Predict.** In abacus 18.1 % of the weights are in the embedding and the head. In Llama-2-7B, is the share larger or smaller?
+# They fall into the same groups, and one new one.
 
 # %%
 from course_utils.memory import weight_groups
@@ -190,14 +196,27 @@ rows = [[name, *(f"{n / 1e9:.3f}" for n in group.values())] for name, group in g
 headers = ["billions of weights", *groups["Llama-2-7b"]]
 print(tabulate(rows, headers, disable_numparse=True))
 
+# %% [markdown]
+# **Predict.** In abacus 18.1 % of the weights are in the embedding and the head. In Llama-2-7B, is the share larger or smaller?
+
 # %%
 for name, group in groups.items():
     share = (group["embedding"] + group["head"]) / sum(group.values())
     print(f"{name:13} embedding and head: {share:.1%} of {sum(group.values()):,} weights")
 
 # %% [markdown]
-# Smaller: 3.9 % in the 7B model, and less in the larger ones. Mixtral is different in another way: almost all of its weights are in its *experts*, eight MLPs
-# of which each token uses two. All of them have to be in memory. Keep the column "experts" in mind.
+# Smaller: 3.9 % in the 7B model, and less in the larger ones.
+#
+# Mixtral is different. Almost all of its weights are in its *experts*: each decoder layer has several MLPs, and each token uses only some of them.
+
+# %%
+mixtral = architectures["Mixtral-8x7B"]
+print(mixtral.config.num_local_experts, "experts, of which a token uses", mixtral.config.num_experts_per_tok)
+experts = mixtral.get_parameter("model.layers.0.mlp.experts.gate_up_proj")
+print("one weight of a decoder layer:", tuple(experts.shape))
+
+# %% [markdown]
+# All eight have to be in memory, since the next token may need any of them. They lie in weights with three dimensions, two in each decoder layer; this is one. Keep that in mind.
 
 # %% [markdown]
 # ## Weights times bits
@@ -212,20 +231,26 @@ for name, group in groups.items():
 print(tabulate(rows, ["GB", "32 bits", "16 bits", "8 bits", "4 bits"], disable_numparse=True))
 
 # %% [markdown]
-# The folklore, line by line:
+# Hold the lesson that this course grew from against it.
 #
-# - "Llama 2 70B or Mixtral require 140 GB+ in full precision": 70B takes 138 GB in **16** bits. In full precision, float32, it is 276 GB. Mixtral takes 93 GB in 16 bits and 187 GB in 32.
-# - "7B is 3.5 GB in 4 bits": 3.4 GB, if every weight took 4 bits and nothing else took memory. Neither is so.
-# - "run them on a single 24 GB GPU": 70B takes 34.5 GB by this simplest count, which is too low.
+# - Llama 2 70B or Mixtral "require 140GB+ in full precision". If full precision means float32, that is true of both, and far too low: 276 and 187 GB.
+#   The figure 140 is 70B in **16** bits, 138 GB. Mixtral in 16 bits takes 93 GB.
+# - 7B takes "≈ 3.5GB": 3.4 GB, if every weight took 4 bits and nothing else took memory. Neither is so.
+# - 4 bits let you run them "on a single 24GB GPU": 70B takes 34.5 GB by this simplest count, which is too low.
 
 # %% [markdown]
 # ## What 4-bit loading really leaves
 #
-# Two things are missing: the scales, and the weights that stay as they are. bitsandbytes quantizes the linear layers. The embedding, the head and the norms keep their 16 bits.
+# Two things are missing: the scales, and the weights that stay as they are. By default transformers has bitsandbytes quantize the linear layers but for the head. The embedding, the head and the norms keep their 16 bits.
 #
-# **Predict.** By how much is 3.37 GB too low for Llama-2-7B?
+# With half a byte for each of its 6.738 billion weights, Llama-2-7B takes 3.37 GB. Add half a bit for each of the 6.476 billion that are quantized, and 12 bits for each that isn't.
+# (Without double quantization; that comes next.)
+#
+# **Predict.** By how much is 3.37 GB too low?
 
 # %%
+from course_utils.memory import bits_per_weight
+
 linear = groups["Llama-2-7b"]["linear layers"]
 others = sum(groups["Llama-2-7b"].values()) - linear
 everything_in_4 = (linear + others) * 4 / 8
@@ -235,14 +260,16 @@ print(f"every weight in 4 bits     : {everything_in_4 / 1e9:.2f} GB")
 print(f"scales of the linear layers: {scales / 1e9:.2f} GB")
 print(f"12 more bits for the others: {kept_in_16 / 1e9:.2f} GB")
 print(f"together                   : {(everything_in_4 + scales + kept_in_16) / 1e9:.2f} GB")
+saved = linear * (4.5 - bits_per_weight(double_quant=True)) / 8
+print(f"with double quantization   : {(everything_in_4 + scales + kept_in_16 - saved) / 1e9:.2f} GB")
 
 # %% [markdown]
-# By 0.80 GB: it takes 4.17 GB. Half of the difference are scales, the other half is the price of the embedding, the head and the norms.
+# By 0.80 GB: it takes 4.17 GB, or 3.87 GB with double quantization. Half of the difference are scales, the other half is the price of the embedding, the head and the norms.
 #
 # ### The same bytes
 #
 # A formula should be checked on something real. `tensor_bytes_in_4bit` counts the bytes of one quantized matrix: codes, scales, and with double quantization their scales
-# and one offset. Predict the bytes of `abacus` in 4 bits, with its other weights in bfloat16.
+# and one more number, an offset (lesson 05). Predict the bytes of `abacus` in 4 bits, with its other weights in bfloat16.
 
 # %%
 from course_utils.memory import model_bytes_in_4bit, tensor_bytes_in_4bit
@@ -275,8 +302,8 @@ for double_quant in (False, True):
     print(f"counted: {counted:,} bytes, as predicted: {counted == predicted[double_quant]}")
 
 # %% [markdown]
-# The prediction is exact. The codebooks are left out of it on purpose: 16 numbers for each matrix, and 256 more with double quantization. In a matrix of
-# 128 x 128 that is noticeable. In one of Llama's it is not:
+# The prediction is exact, the codebooks aside. bitsandbytes keeps a copy with each matrix, 16 numbers, and 256 more with double quantization. They are always the same
+# numbers. In a matrix of 128 x 128 they are noticeable. In one of Llama's they are not:
 
 # %%
 codebook_bytes = 4 * (16 + 256)
@@ -286,32 +313,36 @@ print(f"codebooks: {codebook_bytes:,} bytes beside {matrix_bytes:,}")
 # %% [markdown]
 # ## 87.5 % of what?
 #
-# Going from 32 bits to 4 saves $1 - 4/32 = 87.5$ %. Large models are shipped in 16 bits, so the saving that you get is smaller.
+# "Reducing memory footprint by 87.5%", says the lesson, "instead of 32 bits (float32)": $1 - 4/32 = 87.5$ %. The four large models are shipped in 16 bits, so the saving that you get is smaller.
 #
-# **Predict.** What does 4-bit loading save of the 16-bit model of 7B: 75 %, more, or less?
+# **Predict.** What does 4-bit loading, with double quantization, save of the 16-bit model of 7B: 75 %, more, or less?
 
 # %%
 rows = []
 for name, architecture in {"abacus": model, **architectures}.items():
+    shipped_in = str(architecture.config.dtype).removeprefix("torch.")
     weights = sum(weight_groups(architecture).values())
-    in_4bit = model_bytes_in_4bit(architecture)
-    rows.append([name, f"{1 - in_4bit / (weights * 4):.1%}", f"{1 - in_4bit / (weights * 2):.1%}"])
-print(tabulate(rows, ["saved", "of 32 bits", "of 16 bits"], disable_numparse=True))
+    in_4bit = model_bytes_in_4bit(architecture, double_quant=True)
+    rows.append([name, shipped_in, f"{1 - in_4bit / (weights * 4):.1%}", f"{1 - in_4bit / (weights * 2):.1%}"])
+print(tabulate(rows, ["saved", "shipped in", "of 32 bits", "of 16 bits"], disable_numparse=True))
 
 # %% [markdown]
-# Less: 69.1 %. 87.5 % is reached by no model, and 75 % is the limit for weights without scales.
+# Less: 71.3 %. None of the five reaches 87.5 % of 32 bits, and none can reach 75 % of 16 bits, since scales take some.
 #
-# Mixtral saves 2.1 %. That is no mistake. 4-bit loading replaces linear layers, and in transformers 5 the experts are not linear layers: they are one
-# three-dimensional weight, which is left alone. So the count says. Lesson 07 loads a small Mixtral and looks.
+# Mixtral saves 2.1 %. That is no mistake. 4-bit loading replaces linear layers, and in the transformers that we use the experts are none: they are
+# three-dimensional weights such as you saw, which are left alone. So the count says. Lesson 07 loads a small Mixtral and looks.
 
 # %% [markdown]
 # ## What grows while the model writes
 #
-# Weights are not all. For each token, each layer keeps two vectors, the *key* and the *value*, so that they needn't be computed again. This is the *KV cache*:
+# Weights are not all. In the attention a token looks back by comparing itself with a vector of each earlier token, its *key*, and takes up another one, its *value*.
+# Keys and values are kept so that they needn't be computed again for every new token. This is the *KV cache*.
 #
-# $$\text{bytes} = 2 \times \text{layers} \times \text{key-value heads} \times \text{head size} \times \text{tokens} \times \text{batch} \times \text{bytes per number}$$
+# The attention is cut into *attention heads*, each of which looks back in its own way with a piece of the vector, `head_dim` numbers long. So the cache takes
 #
-# Check it on `abacus`: let it read a question, and add up what it keeps.
+# $$\text{bytes} = 2 \times \text{decoder layers} \times \text{key-value heads} \times \text{head size} \times \text{tokens} \times \text{texts at a time} \times \text{bytes per number}$$
+#
+# Check it on `abacus`, which is loaded in float32 here: let it read a question, and add up what it keeps.
 
 # %%
 from course_utils.memory import kv_cache_bytes
@@ -321,6 +352,7 @@ with torch.no_grad():
     cache = model(**tokens).past_key_values
 kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 count = tokens["input_ids"].shape[1]
+print(config.num_hidden_layers, "decoder layers,", config.num_key_value_heads, "heads of", config.head_dim)
 print(f"{count} tokens, kept: {kept:,} bytes, by the formula: {kv_cache_bytes(config, count, bits=32):,}")
 
 # %% [markdown]
@@ -332,15 +364,16 @@ print(f"{count} tokens, kept: {kept:,} bytes, by the formula: {kv_cache_bytes(co
 caches = {name: kv_cache_bytes(architecture.config, tokens=4096) for name, architecture in architectures.items()}
 for name, size in caches.items():
     heads = architectures[name].config
-    print(f"{name:13} {size / 1e9:.2f} GB", end="  ")
+    print(f"{name:13} {size / 1e9:.2f} GB, for 8 texts {8 * size / 1e9:.1f} GB", end="  ")
     print(f"({heads.num_key_value_heads} key-value heads for {heads.num_attention_heads} attention heads)")
 
 # %% [markdown]
-# It is smaller. In 70B eight attention heads share one key and value (*grouped-query attention*), in 7B none do. With a batch of 8 texts, multiply by 8: then the cache
-# of 7B is 17.2 GB, four times its 4-bit weights. Quantizing the weights does nothing about that.
-#
-# Last, the *activations*: the numbers that are passed on from layer to layer. When a long text is read at once, the largest are the scores of the head,
-# one for each token and each word of the vocabulary, if a program asks for all of them:
+# It is smaller. In 70B eight attention heads share one key and one value (*grouped-query attention*); in 7B each has its own. With a *batch* of 8 texts at a time, multiply by 8: then
+# the cache of 7B is 17.2 GB, four times its 4-bit weights. Quantizing the weights does nothing about that.
+
+# %% [markdown]
+# Last, the *activations*: the numbers that are passed on from layer to layer, and soon forgotten. One large example are the scores of the head when a long text is read at once,
+# one for each of its tokens and each token of the vocabulary, if a program asks for all of them. In training they are brought to float32 for the loss:
 
 # %%
 scores = 4096 * llama_7b.config.vocab_size * 4
@@ -349,14 +382,14 @@ print(f"scores of 4,096 tokens in float32: {scores / 1e9:.2f} GB")
 # %% [markdown]
 # ## What fits where
 #
-# Weights and a cache of 4,096 tokens, for one text. Count the memory of a card as $10^9$ bytes to the GB, the stricter reading, and keep in mind
-# that activations, the CUDA context and other programs need some of it.
+# Weights, in 4 bits with double quantization, and a cache of 4,096 tokens for one text. "fits" leaves a tenth of the card for activations and for what the
+# driver and other programs take; "tight" doesn't. A *GiB* is $2^{30}$ bytes, 1.074 GB, and the memory of cards is often meant in GiB; we count in GB, to be careful.
 
 # %%
 def need(name: str, bits: int) -> float:
     architecture = architectures[name]
     if bits == 4:
-        weights = model_bytes_in_4bit(architecture, experts_too=True)
+        weights = model_bytes_in_4bit(architecture, double_quant=True, experts_too=True)
     else:
         weights = architecture.num_parameters() * bits / 8
     return (weights + caches[name]) / 1e9
@@ -366,16 +399,19 @@ rows = []
 for name in names:
     for bits in (16, 4):
         total = need(name, bits)
-        rows.append([name, bits, f"{total:.1f}", *("fits" if total < card else "-" for card in (8, 16, 24, 80))])
+        verdicts = ["fits" if total < 0.9 * card else "tight" if total < card else "-" for card in (8, 16, 24, 80)]
+        rows.append([name, bits, f"{total:.1f}", *verdicts])
 print(tabulate(rows, ["model", "bits", "GB", "8 GB", "16 GB", "24 GB", "80 GB"], disable_numparse=True))
 
 # %% [markdown]
-# For Mixtral the table counts the experts as 4-bit too, as tables on the web do. Even so it doesn't fit on a card of 24 GB, and 70B is far from it.
-# With its experts in 16 bits, as the count above has it, Mixtral in "4 bits" needs:
+# 70B in 4 bits is far from a card of 24 GB. For Mixtral the table counts the experts as 4-bit too, as one might expect. Even so it is too large for 24 GB, by little.
+# Count that card as 24 GiB, and Mixtral's weights and cache would just go in, with almost nothing left for the rest.
+# With its experts in 16 bits, as the count above has it, it is nowhere near:
 
 # %%
-as_loaded = model_bytes_in_4bit(architectures["Mixtral-8x7B"]) + caches["Mixtral-8x7B"]
-print(f"{as_loaded / 1e9:.1f} GB")
+as_loaded = model_bytes_in_4bit(architectures["Mixtral-8x7B"], double_quant=True) + caches["Mixtral-8x7B"]
+print(f"experts in 4 bits : {need('Mixtral-8x7B', 4):.1f} GB = {need('Mixtral-8x7B', 4) * 1e9 / 2**30:.1f} GiB")
+print(f"experts in 16 bits: {as_loaded / 1e9:.1f} GB")
 
 # %%
 import matplotlib.pyplot as plt
@@ -397,20 +433,20 @@ ax.set(xscale="log", xlim=(4, 220), ylim=(3.7, -0.6), xlabel="GB, logarithmic; d
 ax.set_xticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
 ax.minorticks_off()
 ax.set_yticks(range(4), names)
-ax.set_title("In 4 bits, 13B fits on 16 GB. Mixtral and 70B don't fit on 24 GB.")
+ax.set_title("In 4 bits, 13B fits on 16 GB. 70B doesn't fit on 24 GB.")
 ax.legend(loc="upper right")
-plots.show(fig, "The memory that four models need in 16 and in 4 bits, as dots on a scale of GB, "
-                "with lines at 8, 16, 24 and 80 GB. The numbers are those of the table above.")
+plots.show(fig, "What four models need in 16 bits (diamonds) and in 4 bits (dots), in GB on a logarithmic "
+                "scale, with dotted lines at 8, 16, 24 and 80 GB. The numbers are those of the table.")
 
 # %% [markdown]
 # ## What you have seen
 #
-# - A float is a sign, an exponent and a mantissa. bfloat16 is half a float32, with its range and little of its precision.
+# - A float is a sign, an exponent and a mantissa. bfloat16 has the sign and the exponent of a float32, and a mantissa rounded to 7 bits.
 # - A 4-bit weight takes 4.5 bits, or 4.127 with double quantization, because of its scale.
-# - The embedding, the head and the norms keep their 16 bits. Llama-2-7B takes 4.17 GB, not 3.5, and you can predict the bytes exactly before you load.
-# - 87.5 % is relative to float32. Of the 16-bit model, 7B saves 69 %.
-# - The cache comes on top and is not quantized.
+# - The embedding, the head and the norms keep their 16 bits. Llama-2-7B takes 4.17 GB, or 3.87 with double quantization, not 3.5, and you can predict the bytes before you load, exactly but for the codebooks.
+# - 87.5 % is relative to float32 and without scales. Of the 16-bit model, 7B saves 71 %.
+# - The cache comes on top, and 4-bit loading doesn't quantize it.
 #
-# The lesson began with three rules of thumb. 140 GB is 70B in 16 bits, 3.5 GB leaves out the scales and the embedding, and 87.5 % compares with a format that nobody ships.
+# The lesson began with three rules of thumb. 140 GB is 70B in 16 bits, 3.5 GB leaves out the scales and the embedding, and 87.5 % compares with a format in which these models are not shipped.
 #
 # Now you: [exercise 01](../exercises/01_count_the_bits.ipynb). After it, lesson 02 asks how one gets from a float to one of 16 codes.
