@@ -251,6 +251,9 @@ The order that theory expects for weights that are about normal, step by step. T
 
 {order}
 
+The facts follow the order. Of the other kinds some rows can't be told apart: there both formats give nearly every token of the answer a
+probability near 1, as the perplexities show, and a few questions decide the mean.
+
 ## Limits
 
 Numbers below 1,000, products by one digit, the wordings of `tools/abacus_text.py`, English. Anything else gives nonsense.
