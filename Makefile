@@ -7,7 +7,7 @@ CPU_WHEELS = $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pyto
 COURSE = .venv/bin/python
 INSTALL = $(COURSE) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(CPU_WHEELS)
 
-.PHONY: help lab fresh test test-browser build check lock train
+.PHONY: help lab fresh test test-browser build check lock train bench
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -36,6 +36,9 @@ lock: .venv/installed  ## choose the newest versions inside the bounds of pyproj
 
 train: .venv/installed-test  ## train the bundled model anew (an hour and more)
 	$(COURSE) -m tools.train_abacus $(ARGS)
+
+bench: .venv/installed-test  ## race the quantizer against bitsandbytes and a plain copy
+	$(COURSE) -m tools.bench $(ARGS)
 
 # The set-up. Each file says that its step is done; it is done again when the list of dependencies changes.
 
