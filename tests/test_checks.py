@@ -19,6 +19,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from course_utils import checks
 from course_utils.checks import NotCorrect, check, hint, progress, reveal
+from course_utils.questions import LESSONS
 from course_utils.questions.kinds import FunctionQuestion, Mistake
 from course_utils.questions.lesson_01 import weight_gb
 
@@ -54,7 +55,7 @@ def kept(work: Path) -> dict:
 def test_the_three_verdicts_and_an_explanation(said):
     assert said(check, "01.1", -11) == "01.1 correct."
     assert said(check, "01.1", 11) == "01.1 not right: the size is right: look at the first bit, the sign."
-    assert said(check, "01.1", -12.0) == "01.1 not right: -12.0 is too small."
+    assert said(check, "01.1", -12.0) == "01.1 not right: -12 is too small."
     assert said(check, "01.1") == said(check, "01.1", None) == "01.1 not attempted: bfloat16_value has no answer yet."
     assert said(check, "01.4", weight_gb) == "01.4 correct."
     assert said(check, "01.10", "Scales.").startswith("01.10 kept: ")
@@ -99,7 +100,7 @@ def test_an_unknown_question_gets_ids_near_it(said):
         assert said(call, "1.2").startswith('There is no question "1.2"; near it are 01.2')
         assert said(call, 1.2) == 'The first argument is the id of a question in quotes, such as "01.2".'
     assert said(check, weight_gb, "01.4") == 'The first argument is the id of a question in quotes, such as "01.2".'
-    assert said(progress, "44") == 'There is no exercise "44"; there are 01_count_the_bits.'
+    assert said(progress, "44") == 'There is no exercise "44"; there are ' + ", ".join(LESSONS) + "."
 
 
 # --- what a learner's function may do -----------------------------------------------------------------------------------------------
@@ -307,7 +308,9 @@ def test_reveal_sets_the_learners_words_beside_the_model_answer(said):
 
 
 def test_progress_shows_what_is_done_and_what_is_next(said):
-    assert said(progress) == "01_count_the_bits: 0 of 10 done\nNext: 01.1 Read sixteen bits."
+    lines = said(progress).splitlines()
+    assert lines[:-1] == [f"{stem}: 0 of {len(questions)} done" for stem, questions in LESSONS.items()]
+    assert lines[-1] == "Next: 01.1 Read sixteen bits."
     said(check, "01.1", -11.0)
     said(check, "01.2", None)
     said(check, "01.3", 256)

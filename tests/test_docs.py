@@ -62,7 +62,8 @@ def test_words_in_italics_are_in_the_glossary(lesson: Path) -> None:
 
 
 def test_glossary_links_to_lessons_in_which_the_word_stands() -> None:
-    for words, link in re.findall(r"^\| \*\*(.+?)\*\*.*\]\((notebooks/[^)]+)\) \|$", (ROOT / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE):
+    glossary = (ROOT / "glossary.md").read_text(encoding="utf-8")
+    for words, link in re.findall(r"^\| \*\*(.+?)\*\*.*\]\((notebooks/[^)]+)\) \|$", glossary, re.MULTILINE):
         text = json.dumps(json.loads((ROOT / link).read_text(encoding="utf-8"))["cells"]).lower()
         for word in words.split(", "):
             stem = re.sub(r" \(.*", "", word).lower().removesuffix("e")

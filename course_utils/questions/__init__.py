@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 
-from course_utils.questions import lesson_01
+from course_utils.questions import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06
 from course_utils.questions.kinds import ExplanationQuestion, FunctionQuestion, Mistake, NumberQuestion, Question
 
 __all__ = ["LESSONS", "ExplanationQuestion", "FunctionQuestion", "Mistake", "NumberQuestion", "Question", "all_questions", "find"]
 
 LESSONS: dict[str, tuple[Question, ...]] = {
     "01_count_the_bits": lesson_01.QUESTIONS,
+    "02_round_to_a_grid": lesson_02.QUESTIONS,
+    "03_quantize_in_blocks": lesson_03.QUESTIONS,
+    "04_choose_sixteen_values": lesson_04.QUESTIONS,
+    "05_pack_and_quantize_twice": lesson_05.QUESTIONS,
+    "06_a_layer_in_four_bits": lesson_06.QUESTIONS,
 }
 """The stem of a lesson's files -> its questions, in the order of the exercise."""
 
@@ -27,5 +32,6 @@ def find(question_id: str) -> Question:
     known = {question.id: question for question in all_questions()}
     if question_id in known:
         return known[question_id]
-    near = difflib.get_close_matches(question_id, known, n=3, cutoff=0.5) or list(known)[:3]
+    of_lesson = [known_id for known_id in known if known_id.split(".")[0] == question_id.split(".")[0]]
+    near = difflib.get_close_matches(question_id, of_lesson or known, n=3, cutoff=0.5) or list(known)[:3]
     raise LookupError(f'There is no question "{question_id}"; near it are {", ".join(sorted(near, key=list(known).index))}.')

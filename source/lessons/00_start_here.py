@@ -159,11 +159,11 @@ print(f"{'together':>15} {sum(parts.values()):>10,} bytes for {model.num_paramet
 # | 00 | start here | find your way around |
 # | | **Part I: build it by hand** | |
 # | 01 | [count the bits](01_count_the_bits.ipynb) | say what a model needs, and where it fits, before you load it |
-# | 02 | round to a grid | map numbers to 16 codes and back |
-# | 03 | quantize in blocks | give each block its own scale |
-# | 04 | choose sixteen values | derive NF4, read FP4, choose between them |
-# | 05 | pack and quantize twice | produce the bytes of bitsandbytes |
-# | 06 | a layer in four bits | run a whole model on your own 4-bit layers |
+# | 02 | [round to a grid](02_round_to_a_grid.ipynb) | map numbers to 16 codes and back |
+# | 03 | [quantize in blocks](03_quantize_in_blocks.ipynb) | give each block its own scale |
+# | 04 | [choose sixteen values](04_choose_sixteen_values.ipynb) | derive NF4, read FP4, choose between them |
+# | 05 | [pack and quantize twice](05_pack_and_quantize_twice.ipynb) | produce the bytes of bitsandbytes |
+# | 06 | [a layer in four bits](06_a_layer_in_four_bits.ipynb) | run a whole model on your own 4-bit layers |
 # | | **Part II: the real thing** | |
 # | 07 | load in 4 bits | use `BitsAndBytesConfig` and say what it does |
 # | 08 | what it costs in quality | measure accuracy and perplexity of each format |

@@ -449,4 +449,4 @@ plots.show(fig, "What four models need in 16 bits (diamonds) and in 4 bits (dots
 #
 # The lesson began with three rules of thumb. 140 GB is 70B in 16 bits, 3.5 GB leaves out the scales and the embedding, and 87.5 % compares with a format in which these models are not shipped.
 #
-# Now you: [exercise 01](../exercises/01_count_the_bits.ipynb). After it, lesson 02 asks how one gets from a float to one of 16 codes.
+# Now you: [exercise 01](../exercises/01_count_the_bits.ipynb). After it, [lesson 02](02_round_to_a_grid.ipynb) asks how one gets from a float to one of 16 codes.
