@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from urllib.parse import quote
 
 from course_utils import ROOT, work_folder
 
@@ -238,7 +239,8 @@ def open_jupyterlab(options: list[str]) -> None:
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [str(SETTINGS), os.environ.get("JUPYTER_CONFIG_PATH")]))
     work = work_folder().resolve()
     root = ROOT if work.is_relative_to(ROOT) else work
-    main([str(shipped()[0].copy.resolve()), f"--ServerApp.root_dir={root}", *options])
+    first = quote(shipped()[0].copy.resolve().relative_to(root).as_posix())
+    main([f"--ServerApp.root_dir={root}", f"--LabApp.default_url=/lab/tree/{first}", *options])
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 import pytest
@@ -249,25 +250,31 @@ def test_jupyterlab_opens_the_first_lesson_and_asks_nothing(clone: Path, monkeyp
     monkeypatch.setenv("COURSE_WORK", str(clone / "my_work"))
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(clone))
     assert lab.main(["--no-browser", "--", "--port=9999"]) == 0
-    ((start, *options),) = calls
-    assert Path(start) == (clone / "my_work" / "notebooks" / "00_start_here.ipynb").resolve() and Path(start).is_file()
-    assert options == [f"--ServerApp.root_dir={(clone / 'my_work').resolve()}", "--no-browser", "--port=9999"]
+    assert calls == [
+        [
+            f"--ServerApp.root_dir={(clone / 'my_work').resolve()}",
+            "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
+            "--no-browser",
+            "--port=9999",
+        ]
+    ]
 
     disabled = labapp.get_static_page_config(level="all")["disabledExtensions"]
     assert disabled["@jupyterlab/apputils-extension:announcements"] is True
     assert os.environ["JUPYTER_CONFIG_PATH"].split(os.pathsep)[-1] == str(clone)
 
 
-@pytest.mark.parametrize("work", [ROOT / "my_work", ROOT / "elsewhere"])
-def test_links_work_in_jupyterlab_where_the_copies_are_in_the_clone(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+@pytest.mark.parametrize("work", ["my_work", "elsewhere/my work"])
+def test_the_clone_is_the_root_where_the_copies_are_in_it(monkeypatch: pytest.MonkeyPatch, work: str) -> None:
     from jupyterlab import labapp
 
     calls: list[list[str]] = []
     monkeypatch.setattr(labapp, "main", calls.append)
-    monkeypatch.setenv("COURSE_WORK", str(work))
+    monkeypatch.setenv("COURSE_WORK", str(ROOT / work))
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", "")
     lab.open_jupyterlab([])
-    assert f"--ServerApp.root_dir={ROOT}" in calls[0]
+    start = f"--LabApp.default_url=/lab/tree/{quote(work)}/notebooks/00_start_here.ipynb"
+    assert calls == [[f"--ServerApp.root_dir={ROOT}", start]]
 
 
 def test_starting_needs_nothing_heavy() -> None:

@@ -5,7 +5,8 @@ The figures go to ``measurements/abacus_quality.json``, and from there, by this 
 One forward pass over question and answer tells both figures. The perplexity comes from the probabilities of the answer's tokens.
 The answer is exact if at each of its places the most probable token is the right one: then, and only then, greedy
 generation from the question writes this answer and stops.
-All arithmetic is in float32, and only the weights of the linear layers, the head left out, are rounded: the figures are those of the weights alone.
+All arithmetic is in float32, and only the weights of the linear layers, the head left out, are rounded: the figures are those of the
+weights alone.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ def measure() -> dict[str, object]:
         "command": "python -m tools.examine_abacus",
         "date": date.today().isoformat(),
         "machine": {"processor": platform.machine(), "system": platform.system(), "device": "cpu"},
-        "versions": {"python": platform.python_version()} | {n: version(n).split("+")[0] for n in ("torch", "transformers", "bitsandbytes")},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name).split("+")[0] for name in ("torch", "transformers", "bitsandbytes")},
         "formats": formats,
         "perplexity_order": steps,
     }
@@ -157,16 +159,16 @@ def measure() -> dict[str, object]:
 def card(quality: dict, training: dict, file_bytes: int) -> str:
     """The model card as Markdown, every figure from the two records."""
     formats = quality["formats"]
-    accuracy = [
-        [name, f"{record['bits_per_weight']:.3f}"] + [f"{k['exact_percent']:.1f} ± {k['standard_error']:.1f}" for k in record["kinds"].values()]
-        for name, record in formats.items()
-    ]
+    accuracy = []
+    for name, record in formats.items():
+        scores = [f"{k['exact_percent']:.1f} ± {k['standard_error']:.1f}" for k in record["kinds"].values()]
+        accuracy.append([name, f"{record['bits_per_weight']:.3f}", *scores])
     perplexity = [[name] + [f"{k['perplexity']:.4f}" for k in record["kinds"].values()] for name, record in formats.items()]
-    levels = [
-        [kind, level, f"{formats['float32']['kinds'][kind]['exact_percent_by_level'][level]:.1f}", f"{formats['nf4']['kinds'][kind]['exact_percent_by_level'][level]:.1f}"]
-        for kind in KINDS
-        for level in LEVELS[kind]
-    ]  # fmt: skip
+    levels = []
+    for kind in KINDS:
+        for level in LEVELS[kind]:
+            scores = [formats[name]["kinds"][kind]["exact_percent_by_level"][level] for name in ("float32", "nf4")]
+            levels.append([kind, level, *(f"{score:.1f}" for score in scores)])
     order = [
         [s["kind"], f"{s['better']} < {s['worse']}", f"{s['nats_per_token']:+.5f} ± {s['standard_error']:.5f}", _verdict(s)]
         for s in quality["perplexity_order"]
@@ -223,9 +225,10 @@ print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))  
 
 ## What it was trained on
 
-Text made by `tools/abacus_text.py` from one seed; no text of other people. About a tenth of all steps of arithmetic is held out: an operation
-and two operands, whatever their order and the words around them. No training question contains a held-out step, and the examination
-asks only questions that do. Of facts nothing can be held out; each person is asked about in a wording in which that person was never asked about in training.
+Text made by `tools/abacus_text.py` from one seed; no text of other people. About a tenth of all steps of arithmetic is held out:
+an operation and two operands, whatever their order and the words around them. No training question contains a held-out step, and
+the examination asks only questions that do. Of facts nothing can be held out; each person is asked about in a wording in which that
+person was never asked about in training.
 
 {steps:,} steps of `python -m tools.train_abacus`, {minutes:.0f} minutes on {threads} threads ({processor}; {training_versions}).
 The loss is that of the answer only. The optimizer is Muon for the matrices of the layers and AdamW for the rest.
@@ -246,8 +249,8 @@ By level:
 
 {perplexity}
 
-The order that theory expects for weights that are about normal, step by step. The difference is that of the mean loss over the same questions, with its standard error;
-"as expected" means larger than twice that error.
+The order that theory expects for weights that are about normal, step by step. The difference is that of the mean loss over the same
+questions, with its standard error; "as expected" means larger than twice that error.
 
 {order}
 

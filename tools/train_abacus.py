@@ -34,7 +34,7 @@ PER_STEP = {
     0: {"facts": 52, "sums": 32, "differences": 20, "products": 12, "stories": 12},
     7_500: {"facts": 52, "sums": 20, "differences": 24, "products": 14, "stories": 26},
 }
-"""Questions of each kind in a batch, from a step on. Stories are learnt last, since they need sums and differences: later they get more room."""
+"""Questions of each kind in a batch, from a step on. Stories need sums and differences and are learnt after them: later they get more."""
 SHORT_KINDS = ("facts", "sums", "differences")
 LONG_KINDS = ("products", "stories")
 PAD, START, END = "<pad>", "<s>", "</s>"
