@@ -8,6 +8,7 @@ follows its link to an exercise, types a wrong and then a right answer, and look
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -39,7 +40,6 @@ LESSON = "00_start_here"
 ANSWER = "The answer is 4."
 QUESTION = find("01.1")
 
-OPEN_NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 RED = '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]'
 NOTICE = ".jp-Dialog, .Toastify__toast, .jp-toast"
 
@@ -125,8 +125,9 @@ def photograph(page: Page, name: str) -> None:
 
 def notebook(page: Page, name: str) -> Locator:
     """The notebook ``name``, open in front, with its kernel ready."""
-    expect(page.locator(".lm-TabBar-tab.lm-mod-current", has_text=f"{name}.ipynb").first).to_be_visible(timeout=START)
-    panel = page.locator(OPEN_NOTEBOOK)
+    tab = page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab.lm-mod-current", has_text=f"{name}.ipynb")
+    expect(tab).to_be_visible(timeout=START)
+    panel = page.locator(f'[id="{tab.get_attribute("data-id")}"]')
     expect(panel.locator(".jp-Cell").first).to_be_visible(timeout=START)
     expect(panel.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_be_visible(timeout=START)
     return panel
@@ -139,8 +140,17 @@ def choose(page: Page, menu: str, item: str) -> None:
 
 
 def run_all(page: Page, panel: Locator, code_cells: int) -> None:
-    """Run > Run All Cells, and wait until the last cell has its number; nothing on the page is red."""
-    choose(page, "Run", "Run All Cells")
+    """Run > Run All Cells, and wait until the last cell has its number; nothing on the page is red.
+
+    JupyterLab drops the order, without a word, while a kernel that calls itself idle is still being connected.
+    So, like a learner, click again.
+    """
+    begun = panel.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]:")).first
+    for _ in range(5):
+        choose(page, "Run", "Run All Cells")
+        with contextlib.suppress(AssertionError):
+            expect(begun).to_be_attached(timeout=15 * SECONDS)
+            break
     finished = panel.locator(".jp-CodeCell").last.locator(".jp-InputPrompt", has_text=f"[{code_cells}]:")
     expect(finished.or_(panel.locator(RED)).first).to_be_attached(timeout=RUN)
     assert panel.locator(RED).all_inner_texts() == []
