@@ -9,7 +9,6 @@ import http.server
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import socket
 import struct
@@ -24,6 +23,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from packaging.requirements import Requirement
 
 from course_utils import ROOT, doctor
 from course_utils.doctor import Finding, Machine
@@ -148,7 +148,7 @@ def test_the_screen_is_one_screen_and_ends_with_a_verdict(clone: Path, tmp_path:
     shutil.rmtree(clone / "models")
     stubs = stub(tmp_path / "stubs", "torch", "raise OSError('no such library, ' + 'and a long text ' * 40)")
     for requirement in doctor.requirements_of_pyproject():  # as much as can be wrong at once
-        distribution(stubs, re.match("[a-z-]+", requirement).group(), "0.1")
+        distribution(stubs, Requirement(requirement).name, "0.1")
     done = run(clone, stubs=stubs, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://localhost:1")
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and done.stderr == ""

@@ -135,7 +135,8 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None or sys.platform == 
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "CONSTRAINTS", "PYTHON", "TORCH", "ARGS")
+    environment = {key: value for key, value in os.environ.items() if key not in outer}
     return subprocess.run(["make", "-C", str(folder), *words], capture_output=True, text=True, encoding="utf-8", env=environment)
 
 
