@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ def quiet() -> None:
     # from the Hub. That kernel serves the packed path alone (see `use_plain_cpu_path`), so a lesson loses nothing. With the
     # package `kernels`, which the course doesn't install, bitsandbytes asks the Hub for it on import and `kernels` logs a line.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # peft 0.21 asks transformers for a property by its old name whenever it puts adapters on a model. The warning shows a path of
+    # this machine, is meant for the authors of peft, and can't be cured from here.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def use_plain_cpu_path(model: torch.nn.Module) -> None:
@@ -115,7 +119,7 @@ def load(
 
     Args:
         model: a folder or a name on the Hub; `name()` if left out.
-        quantization_config: passed on, such as a `BitsAndBytesConfig`.
+        quantization_config: passed on, such as a `BitsAndBytesConfig`. A model that was saved in 4 bits needs none.
         dtype: of the weights that are not quantized; as they were saved if left out.
 
     Raises:
@@ -127,12 +131,10 @@ def load(
         config = read_config(source)
         check_memory(source, weight_bytes(config, quantization_config, dtype))
         tokenizer = read_tokenizer(source)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source,
-            quantization_config=quantization_config,
-            dtype=dtype or "auto",
-            device_map={"": 0 if torch.cuda.is_available() else "cpu"},
-        )
+        device_map = {"": 0 if torch.cuda.is_available() else "cpu"}
+        # A quantization_config=None would not be the same as none: a model that was saved in 4 bits would lose its own.
+        given = {} if quantization_config is None else {"quantization_config": quantization_config}
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", device_map=device_map, **given)
     except Exception as error:
         sentence = explain(error, source)
         if sentence is None:

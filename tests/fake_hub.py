@@ -1,9 +1,13 @@
-"""A small Hugging Face Hub on localhost: it serves folders as models, and refuses as the real Hub refuses.
+"""A small Hugging Face Hub on localhost: it serves folders as models, takes uploads, and refuses as the real Hub refuses.
 
 What huggingface_hub goes by is the status and a few headers, see `hf_raise_for_status` and `get_hf_file_metadata` there:
 ``X-Error-Code`` (RepoNotFound, GatedRepo, EntryNotFound), ``X-Error-Message``, ``X-Repo-Commit`` and ``ETag``. Somebody without a
 token gets 401 for a gated model and for one that doesn't exist, somebody with a token 403 and 404, and a token that is not valid 401
 for everything. (Over https the library takes a 401 without a code for a missing model too; over http it wants the code.)
+
+An upload has five steps, see `create_commit` there: make the repository, ask which files are large, ask where a large file goes,
+send it there, and commit: one request with the small files themselves and the checksums of the large ones. The library's newer
+protocol for large files, Xet, is not spoken here: a client sets HF_HUB_DISABLE_XET=1.
 
 >>> with FakeHub({}) as hub:
 ...     hub.url.startswith("http://127.0.0.1:")
@@ -12,6 +16,7 @@ True
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -25,13 +30,18 @@ COMMIT = "f" * 40
 class FakeHub:
     """Serves ``models`` while its ``with`` block lasts; ``requests`` keeps every request as (method, path, status).
 
-    ``tokens`` names the valid ones and says of each whether it has access to the ``gated`` models.
+    ``tokens`` names the valid ones and says of each whether it has access to the ``gated`` models, and may upload. What is uploaded
+    is kept under ``storage``, a folder for each model, and served like the others.
     """
 
-    def __init__(self, models: dict[str, Path], gated: tuple[str, ...] = (), tokens: dict[str, bool] | None = None) -> None:
+    def __init__(
+        self, models: dict[str, Path], gated: tuple[str, ...] = (), tokens: dict[str, bool] | None = None, storage: Path | None = None
+    ) -> None:
         self.models = models
         self.gated = gated
         self.tokens = tokens or {}
+        self.storage = storage
+        self.large_files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, int]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -72,6 +82,74 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        path = unquote(self.path.partition("?")[0]).strip("/")
+        body = self.body()
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if path == "api/validate-yaml":
+            self.answer_json({"errors": [], "warnings": []})
+        elif token not in self.hub.tokens:
+            self.answer(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif self.hub.storage is None or not self.hub.tokens[token]:
+            self.answer(403, {"X-Error-Message": "This token may not write."})
+        elif path == "api/repos/create":
+            self.create(json.loads(body))
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            address = f"{self.hub.url}/large"
+            wanted = json.loads(body)["objects"]
+            objects = [{**one, "actions": {"upload": {"href": f"{address}/{one['oid']}"}}} for one in wanted]
+            self.answer_json({"transfer": "basic", "objects": objects})
+        elif "/preupload/" in path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": n, "uploadMode": "lfs" if n.endswith(".safetensors") else "regular", "shouldIgnore": False} for n in names]
+            self.answer_json({"files": modes})
+        elif "/commit/" in path:
+            self.commit("/".join(path.removeprefix("api/models/").split("/")[:2]), [json.loads(line) for line in body.splitlines()])
+        else:
+            self.answer(404, {"X-Error-Message": "Not found"})
+
+    def do_PUT(self) -> None:
+        """A large file, at the address that was given for its checksum."""
+        content, oid = self.body(), self.path.rpartition("/")[2]
+        if hashlib.sha256(content).hexdigest() == oid:
+            self.hub.large_files[oid] = content
+            self.answer(200, {})
+        else:
+            self.answer(400, {"X-Error-Message": "The checksum is another."})
+
+    def create(self, wanted: dict[str, str]) -> None:
+        repo = f"{wanted['organization']}/{wanted['name']}"
+        known = repo in self.hub.models
+        self.hub.models.setdefault(repo, self.hub.storage / repo)
+        self.hub.models[repo].mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"url": f"{self.hub.url}/{repo}", "name": repo}).encode()
+        self.answer(409 if known else 200, {"Content-Type": "application/json"}, content)
+
+    def commit(self, repo: str, lines: list[dict]) -> None:
+        """All files of a commit, or none."""
+        files: dict[str, bytes] = {}
+        for line in lines:
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                if line["value"]["oid"] not in self.hub.large_files:
+                    return self.answer(400, {"X-Error-Message": f"{line['value']['path']} was not uploaded."})
+                files[line["value"]["path"]] = self.hub.large_files[line["value"]["oid"]]
+        for name, content in files.items():
+            (self.hub.models[repo] / name).write_bytes(content)
+        self.answer_json({"commitUrl": f"{self.hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def body(self) -> bytes:
+        """What a request brings, sent in one piece or in chunks."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = b""
+        while size := int(self.rfile.readline().strip(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
     def siblings(self, repo: str) -> list[dict[str, str | int]]:
         folder = self.hub.models[repo]
         files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -86,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
