@@ -1,0 +1,228 @@
+"""The errors of lesson 11: finding one's own among them, and saying which versions raised it.
+
+What is known of them stands in measurements/time_machine.json, which `make time-machine` writes: each error's program, and what came
+of it under each set of versions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tabulate import tabulate
+
+from course_utils import ROOT
+
+RECORDS = ROOT / "measurements" / "time_machine.json"
+OWN = "the course's own"
+"""The environment in which the course runs, among those that are recorded."""
+
+NEAR = 0.5
+"""How much of a text's weight has to be found again: half."""
+
+
+@dataclass(frozen=True)
+class KnownError:
+    """An error that a program of the time machine is about.
+
+    Attributes:
+        id: of the program.
+        entry: heading in lesson 11.
+        text: the error as it was raised most recently, or as it stands in a library's source; type first.
+        raised: environments in which the program raised it.
+        read: environments in which the program stopped earlier, and whose source holds the error's text.
+        others: other wordings: raised elsewhere, logged beside it, told, or raised only on hardware that the time machine has not.
+    """
+
+    id: str
+    entry: str
+    text: str
+    raised: tuple[str, ...]
+    read: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+@cache
+def records() -> dict[str, Any]:
+    """What the time machine has recorded."""
+    return json.loads(RECORDS.read_text(encoding="utf-8"))
+
+
+@cache
+def known_errors() -> tuple[KnownError, ...]:
+    """Every error of lesson 11, in the order of its entries."""
+    found = []
+    for program, snippet in records()["snippets"].items():
+        runs = {name: runs[program] for name, runs in all_runs().items() if program in runs}
+        raised = {name: whole_text(run) for name, run in runs.items() if run["outcome"] == "raised"}
+        read = [name for name, run in runs.items() if run["outcome"] == "out of reach" and has_bitsandbytes(name)]
+        in_source = next((run["in_source"][0]["text"] for run in runs.values() if run["outcome"] == "out of reach"), None)
+        latest = next(reversed(raised.values()), None) or (in_source and in_source.strip("f\"', ("))
+        if latest is None:
+            continue  # a program that goes with an error of another
+        logged = {line for run in runs.values() if run["outcome"] == "raised" for line in run.get("logged", ())}
+        others = {*raised.values(), snippet["folklore"], *snippet["also"], *logged} - {latest, None}
+        found.append(KnownError(program, snippet["entry"], latest, tuple(raised), tuple(read), tuple(sorted(others))))
+    return tuple(sorted(found, key=lambda error: int(error.entry.split(".")[0])))
+
+
+def all_runs() -> dict[str, dict[str, Any]]:
+    """Environment -> program -> what came of it."""
+    return {name: environment["runs"] for name, environment in records()["environments"].items() if environment["installed"]}
+
+
+def has_bitsandbytes(environment: str) -> bool:
+    """Whether bitsandbytes is installed in an environment; two were recorded without it."""
+    return records()["environments"][environment]["versions"]["bitsandbytes"] is not None
+
+
+def run_of(program: str, environment: str = OWN) -> dict[str, Any]:
+    """What came of a program in an environment: its outcome, and with it error, log, warnings and lines of source."""
+    return all_runs()[environment][program]
+
+
+def whole_text(run: dict[str, Any]) -> str:
+    """An error as a learner meets it: its type and its message."""
+    error = run["error"]
+    message = error["message"].strip()
+    return f"{error['type']}: {message}" if message else error["type"]
+
+
+# --- Finding one's own ---
+
+
+def find_error(text: str, at_most: int = 3) -> str:
+    """The entries of lesson 11 whose error is likest to `text`: a line, or a whole traceback.
+
+    Numbers, quotes and folders don't count, and rare words count more than common ones.
+    """
+    wanted = words(text)
+    if not wanted:
+        return "Put the text of your error between the quotes: its last line, or all of it."
+    ranked = sorted(known_errors(), key=lambda error: likeness(wanted, error), reverse=True)
+    rows = []
+    for error in ranked:
+        if likeness(wanted, error)[0] >= NEAR and error.entry not in [row[0] for row in rows]:
+            rows.append([error.entry, first_words(error.text, 60), versions(error)])
+    if not rows:
+        return (
+            "None of the errors of this lesson is like yours. Read its last line, and the last line of your own code above it; "
+            "then compare your versions with those it is reported for."
+        )
+    return tabulate(rows[:at_most], headers=["entry", "error", "raised under transformers"])
+
+
+def likeness(wanted: frozenset[str], error: KnownError) -> tuple[float, float]:
+    """How much of the lighter of two texts is found in the other, from 0 to 1, and then how much of both together.
+
+    Words weigh by how few errors hold them. The second number tells apart what the first finds equal.
+    """
+    pairs = [(0.0, 0.0)]
+    for text in (error.text, *error.others):
+        held = words(text)
+        if lighter := min(weight(wanted), weight(held)):
+            common = weight(wanted & held)
+            pairs.append((common / lighter, common / weight(wanted | held)))
+    return max(pairs)
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, without numbers and folders.
+
+    >>> sorted(words("ValueError: 'x' got `load_in_4bit` at /home/ada/a.py:12"))
+    ['at', 'got', 'load_in_4bit', 'valueerror', 'x']
+    """
+    text = re.sub(r"\S*[/\\]\S*", " ", text.lower())
+    return frozenset(word for word in re.findall(r"\w+", text) if not word.isdigit())
+
+
+@cache
+def word_weights() -> dict[str, float]:
+    """How much a word weighs: more, the fewer errors hold it."""
+    texts = [words(text) for error in known_errors() for text in (error.text, *error.others)]
+    counts = Counter(word for text in texts for word in text)
+    return {word: math.log(1 + len(texts) / count) for word, count in counts.items()}
+
+
+@cache
+def heaviest() -> float:
+    """The weight of the rarest words."""
+    return max(word_weights().values())
+
+
+def weight(chosen: Iterable[str]) -> float:
+    """The weight of some words together. A word that no error holds weighs as much as one that a single error holds."""
+    return sum(word_weights().get(word, heaviest()) for word in chosen)
+
+
+# --- Tables ---
+
+
+def versions(error: KnownError) -> str:
+    """The releases of transformers under which an error was raised; in brackets those whose source holds it, out of the program's reach."""
+    raised = ranges(error.raised)
+    read = ranges(name for name in error.read if name not in error.raised)
+    return ", ".join([*raised, *(f"({span})" for span in read)]) or "none"
+
+
+def ranges(environments: Iterable[str]) -> list[str]:
+    """Releases as spans, such as "4.29 to 4.37": every release between the ends that was tried is among them."""
+    chosen = {release(name) for name in environments}
+    spans: list[list[str]] = []
+    before = None
+    for tried in dict.fromkeys(release(name) for name in all_runs()):
+        if tried in chosen and before in chosen:
+            spans[-1][1:] = [tried]
+        elif tried in chosen:
+            spans.append([tried])
+        before = tried
+    return [" to ".join(span) for span in spans]
+
+
+def release(environment: str) -> str:
+    """The release of transformers in an environment, to the minor version.
+
+    >>> release("transformers-4.37")
+    '4.37'
+    """
+    version = records()["environments"][environment]["versions"]["transformers"]
+    return ".".join(version.split(".")[:2])
+
+
+def history(program: str) -> str:
+    """What came of a program of the time machine under each set of versions, as a table."""
+    rows = []
+    for name, runs in all_runs().items():
+        run, installed = runs[program], records()["environments"][name]["versions"]
+        came = run["outcome"]
+        if "error" in run:
+            came = first_words(whole_text(run), 96)
+        if came == "nothing raised" and run.get("printed"):
+            came = f"nothing raised; printed {run['printed'].strip()}"
+        if run["outcome"] == "out of reach":
+            line = run["in_source"][0]
+            came += f"\nnot reached: {line['file']}" + (f", line {line['line']}" if line["line"] else "")
+        rows.append([installed["transformers"], installed["bitsandbytes"] or "none", installed["torch"], came])
+    return tabulate(rows, headers=["transformers", "bitsandbytes", "torch", "what came"], disable_numparse=True)
+
+
+def first_words(text: str, length: int) -> str:
+    """The beginning of a text on one line, cut between words.
+
+    >>> first_words("ValueError: one two three", 20)
+    'ValueError: one two ...'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: line.rindex(" ", 0, length + 1)] + " ..."
+
+
+def table() -> str:
+    """Every error of lesson 11 with the releases of transformers under which it was raised."""
+    rows = [[error.entry, first_words(error.text, 70), versions(error)] for error in known_errors()]
+    return tabulate(rows, headers=["entry", "error", "raised under transformers"])

@@ -1,0 +1,374 @@
+"""The questions of lesson 11: errors as cases. What counts is what the cured program does, not how it is spelled."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from course_utils.questions.kinds import ExplanationQuestion, FunctionQuestion, Mistake, NumberQuestion
+
+if TYPE_CHECKING:
+    import torch
+
+# --- 11.1 ------------------------------------------------------------------------------------------------------------------------
+
+_PACKED, _INPUTS = 22_544_384, 4_096
+
+READ_THE_SHAPES = NumberQuestion(
+    id="11.1",
+    title="Read a layer out of an error",
+    points=2,
+    difficulty=3,
+    minutes=6,
+    name="outputs",
+    answer=2 * _PACKED / _INPUTS,
+    within=1e-6,
+    hints=(
+        "Which of the four numbers is a count of packed bytes? Entry 17 says how many weights a byte holds.",
+        "The input has 4,096 numbers, so each output has 4,096 weights.",
+    ),
+    solution="outputs = 2 * 22_544_384 // 4_096  # two weights in a byte, 4,096 weights for each output",
+    mistakes=(
+        Mistake("a weight in a byte", _PACKED / _INPUTS, "you have counted one weight in each byte: a packed byte holds two."),
+        Mistake(
+            "half a byte twice", _PACKED / 2 / _INPUTS, "a byte holds two weights: there are twice as many weights as bytes, not half."
+        ),
+        Mistake("bytes", _PACKED, "that is the number of packed bytes: two weights in each, and 4,096 weights for each output."),
+        Mistake("weights", 2 * _PACKED, "that is the number of weights: each output has 4,096 of them."),
+        Mistake("inputs", _INPUTS, "that is the number of inputs, the second number of the first pair."),
+        Mistake("questions", 3, "the 3 is the number of tokens that went in."),
+    ),
+)
+
+# --- 11.2 ------------------------------------------------------------------------------------------------------------------------
+
+
+def smooth(signal, kernel):
+    """The convolution of a signal with a kernel, in the kernel's dtype, whatever the signal's is."""
+    import torch
+
+    return torch.nn.functional.conv1d(signal.to(kernel.dtype), kernel)
+
+
+def _signals(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def whole(*shape: int) -> torch.Tensor:
+        """Small whole numbers, whose sums of products are exact in every dtype."""
+        return torch.randint(-3, 4, shape, generator=generator).double()
+
+    ones = (torch.ones(1, 4, 8, dtype=torch.float64), torch.ones(1, 4, 3, dtype=torch.float16))
+    pairs = [(torch.float64, torch.float16), (torch.float64, torch.bfloat16), (torch.float16, torch.float32), (torch.float32,) * 2]
+    return [ones] + [(whole(2, 4, 8).to(one), whole(3, 4, 3).to(other)) for one, other in pairs]
+
+
+def _smooth_in(dtype: Callable[[Any, Any], Any], back: Callable[[Any, Any], Any] | None = None) -> Callable[..., Any]:
+    def wrong(signal, kernel):
+        import torch
+
+        chosen = dtype(signal, kernel)
+        output = torch.nn.functional.conv1d(signal.to(chosen), kernel.to(chosen))
+        return output if back is None else output.to(back(signal, kernel))
+
+    return wrong
+
+
+def _double(signal, kernel):
+    return signal.double().dtype
+
+
+SMOOTH = FunctionQuestion(
+    id="11.2",
+    title="Cure the convolution",
+    points=2,
+    difficulty=2,
+    minutes=6,
+    name="smooth",
+    answer=smooth,
+    inputs=_signals,
+    tolerance=1e-6,
+    hints=(
+        "Entry 1: two dtypes met. Whose dtype shall the result have? Bring the other one to it.",
+        "`tensor.to(other.dtype)` gives a tensor the dtype of another, whatever that is.",
+    ),
+    mistakes=(
+        Mistake(
+            "to the signal",
+            _smooth_in(lambda signal, kernel: signal.dtype),
+            "no error any more, but the result has the dtype of the signal: that of the kernel is due.",
+        ),
+        Mistake(
+            "always half",
+            _smooth_in(lambda signal, kernel: signal.half().dtype),
+            "you bring both to float16 always: the kernel may have another dtype, and the result is to have that one.",
+        ),
+        Mistake(
+            "always double",
+            _smooth_in(_double),
+            "no error any more, but the result is float64 always: that of the kernel is due.",
+        ),
+        Mistake(
+            "always float32",
+            _smooth_in(lambda signal, kernel: signal.float().dtype),
+            "no error any more, but the result is float32 always: that of the kernel is due.",
+        ),
+    ),
+)
+
+# --- 11.3 ------------------------------------------------------------------------------------------------------------------------
+
+
+def entry_of(text):
+    """The number of the entry of lesson 11 that a traceback belongs to."""
+    from course_utils.errors import find_error
+
+    first_row = find_error(text).splitlines()[2]
+    return int(first_row.split(".")[0])
+
+
+def _tracebacks(seed: int) -> list[tuple[str]]:
+    """Errors of the lesson as other people met them: with the way to them, other sizes and other folders."""
+    from course_utils.errors import known_errors
+
+    pick = random.Random(seed)
+    met = [error for error in known_errors() if error.raised and len(error.text) > 40]
+    tracebacks = []
+    for error in pick.sample(met, 4):
+        text = re.sub(r"\b\d{2,}\b", lambda _: str(pick.randrange(10, 9999)), error.text)
+        lines = [
+            "Traceback (most recent call last):",
+            f'  File "/home/ada/experiments/run_{pick.randrange(9)}.py", line {pick.randrange(10, 99)}, in <module>',
+            "    main()",
+            text,
+        ]
+        tracebacks.append(("\n".join(lines),))
+    return tracebacks
+
+
+def _entry_with(change: Callable[[int, str], Any]) -> Callable[[str], Any]:
+    return lambda text: change(entry_of(text), text)
+
+
+ENTRY_OF = FunctionQuestion(
+    id="11.3",
+    title="Sort tracebacks",
+    points=2,
+    difficulty=2,
+    minutes=8,
+    name="entry_of",
+    answer=entry_of,
+    inputs=_tracebacks,
+    hints=(
+        "`find_error(text)` takes a whole traceback and gives a table as text. Print it and look at its lines.",
+        "The first two lines are heading and ruler. The third begins with the number, up to a dot.",
+        "`line.split('.')[0]` is text: `int(...)` makes a number of it.",
+    ),
+    mistakes=(
+        Mistake(
+            "text", _entry_with(lambda number, text: str(number)), "the entry is right, but as text: make a number of it with `int(...)`."
+        ),
+        Mistake("list", _entry_with(lambda number, text: [number]), "you return a list: return the number of the likeliest entry."),
+        Mistake(
+            "line of the file",
+            lambda text: int(re.search(r"line (\d+)", text)[1]),
+            "that is the number of a line in somebody's program: the entry's number comes from `find_error`.",
+        ),
+        Mistake(
+            "counted from 0", _entry_with(lambda number, text: number - 1), "one too small: entries count from 1, as their headings say."
+        ),
+    ),
+)
+
+# --- 11.4 ------------------------------------------------------------------------------------------------------------------------
+
+
+def store(weight):
+    """The packed nf4 bytes of a weight, which may be float64."""
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, _ = quantize_4bit(weight.float(), quant_type="nf4")
+    return packed
+
+
+def _weights(seed: int) -> list[tuple[torch.Tensor]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(128, 256, generator=generator, dtype=torch.float64)
+    return [(torch.linspace(-1, 1, 64, dtype=torch.float64).view(1, 64),), (drawn,), (drawn.float(),)]
+
+
+def _store_by(prepare: Callable[[Any], Any], quant_type: str = "nf4", block_size: int = 64) -> Callable[[Any], Any]:
+    def wrong(weight):
+        from bitsandbytes.functional import quantize_4bit
+
+        return quantize_4bit(prepare(weight), quant_type=quant_type, blocksize=block_size)[0]
+
+    return wrong
+
+
+def _read_back(weight):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(weight.float(), quant_type="nf4"))
+
+
+STORE = FunctionQuestion(
+    id="11.4",
+    title="Cure one error, meet the next",
+    points=3,
+    difficulty=3,
+    minutes=8,
+    name="store",
+    answer=store,
+    inputs=_weights,
+    hints=(
+        "Run it, read the last line, cure that, and run it again: there are two errors, entries 8 and 9.",
+        "The name of the format has small letters.",
+        "Weights may be float64: bring them to float32, where nothing is lost that 4 bits would show.",
+    ),
+    mistakes=(
+        Mistake(
+            "fp4",
+            _store_by(lambda weight: weight.float(), quant_type="fp4"),
+            "no error any more, but these are fp4's codes: without `quant_type` quantize_4bit takes fp4, and nf4 was meant.",
+        ),
+        Mistake(
+            "float16",
+            _store_by(lambda weight: weight.half()),
+            "nearly: some codes differ, since float16 has rounded the weights before they were quantized. Bring them to float32.",
+        ),
+        Mistake(
+            "bfloat16",
+            _store_by(lambda weight: weight.bfloat16()),
+            "nearly: many codes differ, since bfloat16 has rounded the weights before they were quantized. Bring them to float32.",
+        ),
+        Mistake("read back", _read_back, "these are the weights read back: return the packed bytes."),
+    ),
+)
+
+# --- 11.5 ------------------------------------------------------------------------------------------------------------------------
+
+_WEIGHTS, _LARGEST, _CACHE, _PASSING = 4.17, 0.09, 1.07, 0.14
+
+LARGEST_BATCH = NumberQuestion(
+    id="11.5",
+    title="Ask as much as fits",
+    points=2,
+    difficulty=3,
+    minutes=6,
+    name="questions",
+    answer=6,
+    within=1e-9,
+    hints=(
+        "Two parts are there once, the weights and the one that is read back; two come with every question.",
+        "12 GB less 4.17 GB and 0.09 GB are left for questions of 1.07 GB + 0.14 GB each. Only whole questions count.",
+    ),
+    solution="questions = (12 - 4.17 - 0.09) // (1.07 + 0.14)",
+    mistakes=(
+        Mistake("activations left out", 7, "you have counted the cache alone: each question needs 0.14 GB of activations too."),
+        Mistake("weights left out", 9, "the weights are missing: 4.17 GB are gone before the first question."),
+        Mistake("weights for each", 2, "you have counted the weights for every question: they are there once."),
+        Mistake("only weights", 1, "the weights serve all questions at once: look at what one more question adds."),
+        Mistake("not whole", (12 - _WEIGHTS - _LARGEST) / (_CACHE + _PASSING), "the sum is right; only whole questions fit: round down."),
+        Mistake("cache left out", 55, "the cache is missing: each question needs 1.07 GB of it."),
+    ),
+)
+
+# --- 11.6 ------------------------------------------------------------------------------------------------------------------------
+
+
+def lost_its_config(config, names):
+    """Whether a checkpoint holds 4-bit weights of bitsandbytes and its config doesn't say so."""
+    packed = any(".quant_state.bitsandbytes__" in name for name in names)
+    return packed and "quantization_config" not in config
+
+
+def _checkpoints(seed: int) -> list[tuple[dict[str, Any], list[str]]]:
+    pick = random.Random(seed)
+    layer = f"model.layers.{pick.randrange(40)}.mlp.down_proj.weight"
+    plain = {"model_type": "llama", "hidden_size": 64 * pick.randrange(1, 9)}
+    quantized = {**plain, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    in_8bit = {**plain, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    nf4 = [layer, f"{layer}.absmax", f"{layer}.quant_map", f"{layer}.quant_state.bitsandbytes__nf4", "model.norm.weight"]
+    nested = [layer, f"{layer}.absmax", f"{layer}.nested_absmax", f"{layer}.nested_quant_map", f"{layer}.quant_state.bitsandbytes__fp4"]
+    int8 = [layer, layer.replace(".weight", ".SCB"), "model.norm.weight"]
+    floats = [layer, "model.norm.weight", "absmax_head.weight", "quant_map_head.weight"]
+    return [(plain, nf4), (quantized, nf4), (plain, floats), (plain, nested), (quantized, nested), (in_8bit, int8), (plain, int8)]
+
+
+LOST_ITS_CONFIG = FunctionQuestion(
+    id="11.6",
+    title="Find the checkpoint that forgot",
+    points=3,
+    difficulty=3,
+    minutes=8,
+    name="lost_its_config",
+    answer=lost_its_config,
+    inputs=_checkpoints,
+    hints=(
+        "Two things have to be seen together: what the file holds, and what the config says. Entry 14.",
+        "A 4-bit weight comes with a tensor whose name goes on with .quant_state.bitsandbytes__nf4, or __fp4.",
+    ),
+    mistakes=(
+        Mistake(
+            "config only",
+            lambda config, names: "quantization_config" not in config,
+            "you look at the config alone: a model in 16 bits has no quantization_config either, and is well.",
+        ),
+        Mistake(
+            "names only",
+            lambda config, names: any(".quant_state." in name for name in names),
+            "you look at the names alone: a 4-bit checkpoint whose config says so is well.",
+        ),
+        Mistake(
+            "nf4 only",
+            lambda config, names: any("__nf4" in name for name in names) and "quantization_config" not in config,
+            "you look for nf4 alone: fp4 loses its config in the same way.",
+        ),
+        Mistake(
+            "absmax anywhere",
+            lambda config, names: any("absmax" in name for name in names) and "quantization_config" not in config,
+            "you take a plain weight called absmax_head for scales: look for .quant_state.bitsandbytes__ in the names.",
+        ),
+        Mistake(
+            "turned round",
+            lambda config, names: not lost_its_config(config, names),
+            "the other way round: True is due for the checkpoint that has lost its config.",
+        ),
+    ),
+)
+
+# --- 11.7 ------------------------------------------------------------------------------------------------------------------------
+
+NOT_THE_CAUSE = ExplanationQuestion(
+    id="11.7",
+    title="Answer a colleague",
+    points=4,
+    difficulty=3,
+    minutes=10,
+    name="to_the_colleague",
+    hints=(
+        "Which environments of entry 11 raised this text, and what was installed there?",
+        "What else did the machine lack? Entry 10 has the same cause under another text.",
+    ),
+    model_answer=(
+        "The text names the wrong cause. Under transformers 4.38.2 it came with both packages installed, on a machine without a GPU\n"
+        "(entry 11). So look first whether Python sees the packages, by importlib.metadata.version, and whether torch.cuda.is_available()\n"
+        "is True, both in the process that fails. If it is False although there is a card, the cure is the driver, or a PyTorch with\n"
+        "CUDA. Without a card: newer versions, with which 4 bits run on a CPU. And restart the kernel after installing, since what is\n"
+        "there is looked up once."
+    ),
+    rubric=(
+        (1, "says that the packages are installed and the text misleads, with entry 11 as evidence"),
+        (1, "names the missing GPU, or one that PyTorch doesn't see, as the likely cause"),
+        (1, "says how to find out before curing: versions and torch.cuda.is_available(), in the process that fails"),
+        (1, "gives a cure for each case: driver or PyTorch with CUDA, or newer versions on a CPU; restarting the kernel counts too"),
+    ),
+)
+
+QUESTIONS = (READ_THE_SHAPES, SMOOTH, ENTRY_OF, STORE, LARGEST_BATCH, LOST_ITS_CONFIG, NOT_THE_CAUSE)

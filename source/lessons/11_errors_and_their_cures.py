@@ -1,0 +1,888 @@
+# %% [markdown]
+# # Errors and their cures
+#
+# There is an error on your screen. Which library raised it, why, and what cures it? And is the cure that you have found on the web one for
+# your version?
+#
+# | | |
+# | --- | --- |
+# | **What you'll do** | find your error among 23 kinds, raise each of them, and run its cure |
+# | **What you'll learn** | to read an error from its end, what memory runs out of and when, which texts belong to which versions |
+# | **What you need** | [lesson 07](07_load_in_4bit.ipynb); if you are here with an error, nothing |
+# | **Time** | two minutes for one error, 60 for all |
+#
+# All errors here come from the libraries themselves, while the cells run; none is typed in. The lesson stays on the CPU and off the network,
+# so that they are the same for everybody. The first cell sees to that.
+
+# %%
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# %% [markdown]
+# ## Find yours
+#
+# Put the last line of your error between the quotes, or all of it, and run the cell. Numbers and folders don't matter. The entry that it
+# names stands below, under a heading with that number.
+
+# %%
+from course_utils.errors import find_error
+
+mine = """
+RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x2048 and 1x2097152)
+"""
+print(find_error(mine))
+
+# %% [markdown]
+# Here are all of them, as they were raised. The last column says under which releases of transformers. For each error there is a small
+# program, and a *time machine* has run it under old versions, each set of versions installed for the purpose, and has recorded what came. A release in
+# brackets has the text in its source, but the program did not get as far: the machine had no GPU.
+
+# %%
+from course_utils.errors import all_runs, table
+
+print(f"{len(all_runs())} sets of versions\n")
+print(table())
+
+# %% [markdown]
+# ## Read from the end
+#
+# Python prints the way to an error first, and the error last. So read the last line first: its type, then its message. Then go up to the last line
+# that is your own: that is the place to change.
+#
+# In this lesson `expect_error` does the reading. It runs a block that must fail, prints the last lines of the error, and fails itself if
+# another error comes, or none.
+#
+# **Predict.** What does this cell print: an error, or nothing?
+
+# %%
+from course_utils.clinic import expect_error
+
+with expect_error(ZeroDivisionError, "division"):
+    print("four bits:", 4 / 0)
+
+# %% [markdown]
+# The error, as its type and its message. The block stopped there, so nothing else was printed.
+#
+# Now the model that the entries use: abacus, in the recommended configuration.
+
+# %%
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from course_utils import models
+from course_utils.errors import history
+
+config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+model, tokenizer = models.load(models.ABACUS, quantization_config=config)
+q_proj = model.get_submodule("model.layers.0.self_attn.q_proj")
+print(type(q_proj).__name__, tuple(q_proj.weight.shape), q_proj.weight.dtype)
+
+# %% [markdown]
+# ## The four of the old lesson
+#
+# The lesson that this course grew from lists four errors. One is real, and comes from elsewhere than you would think. One is real up to a
+# certain version. One is arithmetic. One doesn't exist.
+
+# %% [markdown]
+# ### 1. Scalar type Double, found Half
+#
+# *Double* is PyTorch's name for float64, *Half* for float16. Numbers of both met in one operation.
+#
+# **Why.** NumPy's numbers are float64 unless told otherwise. A tensor made from them meets a model in float16.
+
+# %%
+import numpy as np
+import torch.nn.functional as F
+
+features = torch.from_numpy(np.ones((1, 4, 8)))
+kernel = torch.ones(1, 4, 3, dtype=torch.float16)
+print("features:", features.dtype)
+with expect_error(RuntimeError, "expected scalar type Double but found Half"):
+    F.conv1d(features, kernel)
+
+# %% [markdown]
+# The old lesson has it with a capital E, under errors of 4-bit loading.
+#
+# **Predict.** Give a 4-bit layer inputs in float64. Does it raise this?
+
+# %%
+for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    print(f"input {str(dtype):14}  output {q_proj(torch.ones(1, 128, dtype=dtype)).dtype}")
+
+# %% [markdown]
+# No. A 4-bit layer brings every input to its compute dtype, and the output back (lesson 06). So the error comes from an operation that isn't
+# quantized: a convolution, a loss with weights of its own, a tensor of yours. A product of matrices says the same in other words:
+
+# %%
+with expect_error(RuntimeError, "to have the same dtype"):
+    torch.ones(1, 4, dtype=torch.float64) @ torch.ones(4, 3, dtype=torch.float16)
+
+# %% [markdown]
+# **Cure.** One dtype for both, best where the number is made.
+
+# %%
+features = torch.from_numpy(np.ones((1, 4, 8), dtype=np.float32)).to(kernel.dtype)
+print(F.conv1d(features, kernel).dtype)
+
+# %% [markdown]
+# ### 2. BitsAndBytesConfig has no attribute
+#
+# "type object 'BitsAndBytesConfig' has no attribute 'load_in_4bit'". A *type object* is a class: something asked the class for what only its
+# objects have.
+#
+# **Why.** The brackets are missing: `quantization_config=BitsAndBytesConfig`. Here is what comes today.
+
+# %%
+with expect_error(AttributeError, "type object 'BitsAndBytesConfig' has no attribute"):
+    AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=BitsAndBytesConfig)
+
+# %% [markdown]
+# It is another attribute that is missing. When was it `load_in_4bit`? Here is what came of a program that asks the class for it:
+
+# %%
+print(history("attribute_of_the_class"))
+
+# %% [markdown]
+# Up to 4.37. From 4.38 on `load_in_4bit` is a property, which the class has too. And passing the class to `from_pretrained` never raised just this text,
+# not even then:
+
+# %%
+print(history("class_not_called"))
+
+# %% [markdown]
+# **Cure.** Call the class.
+
+# %%
+called = BitsAndBytesConfig(load_in_4bit=True)
+print(called.load_in_4bit)
+
+# %% [markdown]
+# ### 3. Out of memory, although the model is in 4 bits
+#
+# "CUDA out of memory even with load_in_4bit=True". The old lesson lists it as an error to recover from. But it can't be more surprising
+# than a sum: weights, cache, and what a forward pass needs for a moment.
+#
+# **Predict.** Llama-2-7B in 4 bits takes 4.17 GB (lesson 01). Does it answer 32 questions of 2,048 tokens at once on a card of 24 GB?
+
+# %%
+from tabulate import tabulate
+
+from course_utils.memory import GB, kv_cache_bytes, model_bytes_in_4bit
+
+skeletons = {name: models.architecture(name) for name in ("Llama-2-7b", "Mixtral-8x7B", "Llama-2-70b")}
+
+
+def needed(name, tokens, batch, compute_bytes=2, scores_of=1):
+    """Bytes: weights, KV cache, the largest weight read back, activations of one MLP, and scores of the vocabulary."""
+    model = skeletons[name]
+    config = model.config
+    linears = [m.weight.numel() for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    return {
+        "weights": model_bytes_in_4bit(model),
+        "KV cache": kv_cache_bytes(config, tokens, batch),
+        "read back": max(linears) * compute_bytes,
+        "activations": 3 * batch * tokens * config.intermediate_size * 2,
+        "scores": batch * scores_of * config.vocab_size * 4,
+    }
+
+
+cases = {
+    "7B, 1 question": needed("Llama-2-7b", 2048, 1),
+    "7B, 1, float32 compute": needed("Llama-2-7b", 2048, 1, compute_bytes=4),
+    "7B, 32 questions": needed("Llama-2-7b", 2048, 32),
+    "7B, 1, all scores": needed("Llama-2-7b", 2048, 1, scores_of=2048),
+    "7B, 1 of 32,768 tokens": needed("Llama-2-7b", 32768, 1),
+    "Mixtral, 1 question": needed("Mixtral-8x7B", 2048, 1),
+    "70B, 1 question": needed("Llama-2-70b", 2048, 1),
+}
+rows = [[name, *(f"{part / GB:.2f}" for part in parts.values()), f"{sum(parts.values()) / GB:.1f}"] for name, parts in cases.items()]
+print(tabulate(rows, headers=["GB", *cases["7B, 1 question"], "together"], disable_numparse=True, colalign=["left"] + ["right"] * 6))
+
+# %% [markdown]
+# No: 43 GB, of which the weights are a tenth. The cache of 32 questions takes 34.36 GB, and no 4 bits are in it.
+#
+# So memory must run out when
+#
+# - many or long questions are asked at once (the cache, the activations),
+# - a model is trained or scored on every position (the scores: 4 bytes for each word of the vocabulary, at each token),
+# - the experts of a mixture stay in 16 bits, as in Mixtral with transformers 5 (lesson 01), or the model is simply too large,
+# - the compute dtype is float32: what is read back takes twice the bytes,
+# - loading has a peak: one matrix in full, and what quantizing it takes, on top of the model (lesson 07). A model that fits with nothing to spare fails while it loads.
+#
+# One cause no sum shows: *fragmentation*. Three holes of 1 GB are 3 GB free, and a tensor of 2 GB fits in none of them. On a GPU PyTorch's text
+# speaks of it. That text stands in a compiled library, and was read there:
+
+# %%
+from course_utils.errors import run_of
+
+for program in ("out_of_memory_on_a_gpu", "fragmentation"):
+    for line in run_of(program, "transformers-4.44")["in_source"]:
+        print(f"PyTorch 2.4.1, {line['file']}: {line['text']}")
+
+# %% [markdown]
+# So with much memory "reserved but unallocated" that variable may be the cure. Without, it is the sum.
+#
+# Now let it happen. A process of its own loads abacus in 4 bits, answers a question, and then may take 32 MiB more and no byte beyond. It asks for 512
+# questions of 128 tokens at once.
+#
+# **Predict.** The first thing that the model makes is one vector of 128 float32 for each token. How many bytes is that?
+
+# %%
+print(f"{512 * 128 * 128 * 4:,} bytes, and 32 MiB are {32 * 2**20:,}")
+
+# %% tags=["hardware"]
+import sys
+
+from course_utils.clinic import expect_failure
+
+on_cpu = """
+import resource
+from pathlib import Path
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from course_utils import models
+
+config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+model, tokenizer = models.load(models.ABACUS, quantization_config=config)
+print(models.ask(model, tokenizer, "What is 2+2?"))
+
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 32 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # what the process may take in all
+
+questions = torch.zeros(512, 128, dtype=torch.int64)
+with torch.no_grad():
+    for part in questions.split(4):
+        model(part, logits_to_keep=1)
+    print("in parts of 4 questions: done", flush=True)
+    model(questions, logits_to_keep=1)
+"""
+if sys.platform == "linux":
+    expect_failure(on_cpu, "can't allocate memory: you tried to allocate 33554432 bytes")
+else:
+    print("Only Linux lets a process limit its own memory in this way, so nothing is run here.")
+
+assert 512 * 128 * 128 * 4 == 33_554_432 == 32 * 2**20
+
+# %% [markdown]
+# It tried to allocate 33,554,432 bytes: the vectors of all tokens, to the byte. Since some of the 32 MiB were in use, they did not fit.
+#
+# The line before the error is the cure: the same questions in parts of 4 fit into the same memory, since a part needs a 128th of it.
+#
+# On a GPU the same happens with a limit that PyTorch sets itself. The text is another.
+
+# %% tags=["hardware"]
+import shutil
+
+on_gpu = """
+import os
+
+del os.environ["CUDA_VISIBLE_DEVICES"]
+import torch
+from transformers import BitsAndBytesConfig
+
+from course_utils import models
+
+config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+model, tokenizer = models.load(models.ABACUS, quantization_config=config)
+print(models.ask(model, tokenizer, "What is 2+2?"))
+
+total = torch.cuda.get_device_properties(0).total_memory
+torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 32 * 2**20) / total)
+with torch.no_grad():
+    model(torch.zeros(2048, 128, dtype=torch.int64, device="cuda"), logits_to_keep=1)
+"""
+if shutil.which("nvidia-smi"):
+    expect_failure(on_gpu, "CUDA out of memory")
+else:
+    print("There is no NVIDIA GPU here, so nothing is run.")
+
+assert 2048 * 128 * 128 * 2 > 32 * 2**20  # the vectors alone, in bfloat16
+
+# %% [markdown]
+# **Cure.** Work out the sum, see which part is large, and make that part smaller: fewer questions at once, shorter ones, scores of the last
+# token only, bfloat16 as compute dtype, a smaller model. Double quantization saves 0.3 GB of Llama-2-7B (lesson 01) and touches none of the others.
+
+# %% [markdown]
+# ### 4. No `_builtin_model_class` was stored
+#
+# "ValueError: Attempting to deserialize object but no `_builtin_model_class` was stored in the config". Nobody has to cure this one. A program looked for
+# the name in the last release of every minor version of transformers since 4.27, and in all packages of the environments of
+# this lesson, PyTorch and bitsandbytes among them.
+
+# %%
+from course_utils.errors import records
+
+search = records()["search"]
+releases, environments = search["transformers"], search["installed"]
+print(f"releases of transformers: {len(releases)}, from {min(r['packed'] for r in releases.values())} to {max(r['packed'] for r in releases.values())}")
+print(f"files in them           : {sum(r['files'] for r in releases.values()):,}")
+print(f"files in environments   : {sum(e['files'] for e in environments.values()):,}")
+print(f"with the name           : {sum(len(found['hits']) for found in [*releases.values(), *environments.values()])}")
+
+# %% [markdown]
+# None. Two real errors sound like its two halves.
+#
+# "Attempting to deserialize object" is PyTorch's. A file was saved with tensors on a GPU, and is read where there is none. Here is such a
+# file, made without a GPU: a tensor is saved, and its place in the file is changed from `cpu` to `cuda:0`.
+
+# %%
+import tempfile
+import zipfile
+from pathlib import Path
+
+folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+home = Path(folder.name)
+torch.save(torch.ones(2), home / "cpu.pt")
+with zipfile.ZipFile(home / "cpu.pt") as old, zipfile.ZipFile(home / "gpu.pt", "w") as new:
+    for name in old.namelist():
+        new.writestr(name, old.read(name).replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"))
+
+with expect_error(RuntimeError, "Attempting to deserialize object on a CUDA device"):
+    torch.load(home / "gpu.pt")
+
+# %% [markdown]
+# **Cure.** Say where the tensors shall go.
+
+# %%
+print(torch.load(home / "gpu.pt", map_location="cpu"))
+
+# %% [markdown]
+# And a config in which the kind of model is not stored:
+
+# %%
+import json
+
+
+def save(model, name):
+    """Save a model, and return the folder and its config."""
+    model.save_pretrained(home / name)
+    return home / name, json.loads((home / name / "config.json").read_text(encoding="utf-8"))
+
+
+saved, its_config = save(model, "no_type")
+kind = its_config.pop("model_type")
+(saved / "config.json").write_text(json.dumps(its_config), encoding="utf-8")
+with expect_error(ValueError, "Should have a `model_type` key in its config.json"):
+    AutoModelForCausalLM.from_pretrained(saved)
+
+# %% [markdown]
+# **Cure.** Bring the config back as it was, or write the key into it.
+
+# %%
+(saved / "config.json").write_text(json.dumps({**its_config, "model_type": kind}), encoding="utf-8")
+print(type(AutoModelForCausalLM.from_pretrained(saved)).__name__)
+
+# %% [markdown]
+# ## Asking for 4 bits
+
+# %% [markdown]
+# ### 5. Unexpected keyword `load_in_4bit`
+#
+# **Why.** Until transformers 4 one could write `from_pretrained(..., load_in_4bit=True)`. Much of what is on the web still does.
+
+# %%
+with expect_error(TypeError, "unexpected keyword argument 'load_in_4bit'"):
+    AutoModelForCausalLM.from_pretrained(models.ABACUS, load_in_4bit=True)
+
+# %% [markdown]
+# **Cure.** A `quantization_config`.
+
+# %%
+short = AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+print(short.is_loaded_in_4bit)
+
+# %% [markdown]
+# **Versions.** The same words have had several fates:
+
+# %%
+print(history("keyword"))
+
+# %% [markdown]
+# 4.29 didn't know the keyword yet, and 5 doesn't know it any more. Between the two it was good: what stopped those programs was the missing GPU (entry 10). 4.57
+# needs none, and raised nothing. But it warned:
+
+# %%
+print(run_of("keyword", "transformers-4.57")["logged"][0])
+
+# %% [markdown]
+# The keyword beside a config was an error of its own for a while:
+
+# %%
+print(history("keyword_and_config"))
+
+# %% [markdown]
+# ### 6. 4 and 8 bits at once
+#
+# **Why.** Two settings, each copied from somewhere. Or a word in quotes, from a file or the command line, where True or False is due.
+
+# %%
+with expect_error(ValueError, "load_in_4bit and load_in_8bit are both True"):
+    BitsAndBytesConfig(load_in_4bit=True, load_in_8bit=True)
+with expect_error(TypeError, "load_in_4bit must be a boolean"):
+    BitsAndBytesConfig(load_in_4bit="True")
+
+# %% [markdown]
+# **Cure.** One of them, without quotes. The table says since when it is an error: before, both were taken without a word.
+
+# %%
+setting = "True"
+print(BitsAndBytesConfig(load_in_4bit=setting == "True").load_in_4bit)
+
+# %% [markdown]
+# ### 7. No attribute `bf16`
+#
+# **Why.** A dtype in quotes is looked up in `torch` by that name, and there the name is `bfloat16`. `"bf16"` is the word of the Trainer and of
+# command lines.
+
+# %%
+with expect_error(AttributeError, "module 'torch' has no attribute 'bf16'"):
+    BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="bf16")
+
+# %% [markdown]
+# **Cure.** `"bfloat16"`, or `torch.bfloat16`.
+
+# %%
+print(BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16").bnb_4bit_compute_dtype)
+
+# %% [markdown]
+# ### 8. Issues during automatic conversion
+#
+# This text names no cause. It ends a report of some hundred lines, which transformers prints before it and which here is kept in `.log`.
+
+# %%
+capitals = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="NF4")
+with expect_error(RuntimeError, "We encountered some issues during automatic conversion of the weights") as caught:
+    AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=capitals)
+
+# %% [markdown]
+# **Why.** In the report the cause stands once for each group of layers. Look for a line that begins with the type of an error.
+
+# %%
+print(*{line for line in caught.log.splitlines() if line.startswith("ValueError")}, sep="\n")
+
+# %% [markdown]
+# `BitsAndBytesConfig` takes any text as `bnb_4bit_quant_type`; only bitsandbytes looks at it, layer by layer.
+#
+# **Cure.** Small letters.
+
+# %%
+capitals.bnb_4bit_quant_type = "nf4"
+AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=capitals)
+print("loaded")
+
+# %% [markdown]
+# ### 9. Only 16/32-bit floats
+#
+# **Why.** The weights are float64: a model trained in NumPy's default, or loaded with `dtype=torch.float64`. In a load it comes as entry 8.
+
+# %%
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+weight = torch.from_numpy(np.ones((64, 64)))
+with expect_error(ValueError, "Blockwise 4bit quantization only supports 16/32-bit floats"):
+    quantize_4bit(weight)
+
+# %% [markdown]
+# **Cure.** Bring the weights to 32 or 16 bits first; `dtype=` does it while loading.
+
+# %%
+packed, state = quantize_4bit(weight.float())
+print(tuple(packed.shape), packed.dtype)
+
+# %% [markdown]
+# ## Loading
+
+# %% [markdown]
+# ### 10. No GPU found
+#
+# **Why.** For two years 4 bits were for NVIDIA's cards alone. On a CPU the loading stopped at once, or said something else:
+
+# %%
+print(history("load"))
+
+# %% [markdown]
+# Three texts for one cause: under 4.38 packages are asked for that are installed (entry 11), and 4.45 says "CUDA is required". And 4.29, which didn't
+# know of 4 bits, loaded a plain model without a word: the class of its layer is `Linear`.
+#
+# **Cure.** On a CPU: newer versions, as here. On a machine with a GPU: ask PyTorch whether it sees it, `torch.cuda.is_available()`; if not, a PyTorch
+# without CUDA is installed, or the driver is missing.
+
+# %%
+print(type(short.model.layers[0].self_attn.q_proj).__name__, "on", short.device)
+
+# %% [markdown]
+# ### 11. Requires bitsandbytes, although it is installed
+#
+# **Why.** Three causes, one of which the text doesn't name. Here are the words, from the environments in which they came.
+
+# %%
+for environment in ("transformers-4.38", "transformers-4.45, no bitsandbytes", "the course's own, no bitsandbytes"):
+    error = run_of("bitsandbytes_missing", environment)["error"]
+    print(f"{environment}\n    {error['type']}: {error['message']}")
+
+# %% [markdown]
+# In the first environment bitsandbytes 0.42.0 and Accelerate 0.27.2 were installed; what was missing was a GPU. In the other two bitsandbytes
+# really is missing, and says so, each in its own way. The third cause is a notebook that was running while you installed: what is there is looked up once.
+#
+# **Cure.** Ask Python what it sees, in the very process that fails; after an installation restart the kernel.
+
+# %%
+from importlib.metadata import version
+from importlib.util import find_spec
+
+for package in ("bitsandbytes", "accelerate"):
+    print(f"{package}: {'there' if find_spec(package) else 'missing'}, version known: {bool(version(package))}")
+
+# %% [markdown]
+# ### 12. Some modules are dispatched on the CPU or the disk
+#
+# **Why.** The model doesn't fit on the GPU, and `device_map="auto"` has put the rest elsewhere; or a map of your own does. 4-bit loading
+# refuses a mixture.
+
+# %%
+mixed = {name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.layers.0", "model.layers.1", "model.layers.2", "lm_head")}
+mixed["model.layers.3"] = "disk"
+with expect_error(ValueError, "Some modules are dispatched on the CPU or the disk"):
+    AutoModelForCausalLM.from_pretrained(
+        models.ABACUS, quantization_config=config, device_map=mixed, offload_folder=home / "disk"
+    )
+
+# %% [markdown]
+# **Cure.** One device with room for all; a smaller model, or fewer bits in the sum of entry 3. A map with the CPU alone is fine today:
+
+# %%
+on_cpu_alone = AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=config, device_map={"": "cpu"})
+print(type(on_cpu_alone.model.layers[3].self_attn.q_proj).__name__)
+
+# %% [markdown]
+# The flag that the text recommends, `llm_int8_enable_fp32_cpu_offload=True`, silences the error and leaves the modules elsewhere **not
+# quantized**: lesson 10 shows it.
+
+# %% [markdown]
+# ### 13. The native library is not available
+#
+# **Why.** bitsandbytes brings compiled libraries for some versions of CUDA. For yours there is none, or it can't be loaded. In its place
+# stands a substitute that raises on first use. Here that substitute, called by hand, since this lesson runs on the CPU:
+
+# %%
+from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary
+
+substitute = ErrorHandlerMockBNBNativeLibrary("No compatible CUDA binary found at libbitsandbytes_cuda999.so")
+with expect_error(RuntimeError, "Attempted to use bitsandbytes native library functionality", lines=1):
+    substitute.cquantize_blockwise_fp16_nf4()
+
+# %% [markdown]
+# **Cure.** The message, of which you see the last line, names the version of CUDA that PyTorch has, and those for which libraries are there. Install a newer
+# bitsandbytes, or a PyTorch for one of those; `python -m bitsandbytes`, in a terminal, says what it finds. Where the library was loaded, there is no substitute:
+
+# %%
+import bitsandbytes
+
+print(isinstance(bitsandbytes.cextension.lib, ErrorHandlerMockBNBNativeLibrary))
+
+# %% [markdown]
+# ### 14. A 4-bit checkpoint that forgot its config
+#
+# **Why.** The folder holds packed weights, and its `config.json` has lost the part `quantization_config`: copied from the 16-bit model, or
+# written by a tool that doesn't know it. transformers takes the weights for 16-bit ones of a strange shape.
+
+# %%
+saved, its_config = save(model, "forgot")
+quantization = its_config.pop("quantization_config")
+(saved / "config.json").write_text(json.dumps(its_config), encoding="utf-8")
+with expect_error(RuntimeError, "You set `ignore_mismatched_sizes` to `False`"):
+    AutoModelForCausalLM.from_pretrained(saved)
+
+# %% [markdown]
+# Don't follow the text and set it to `True`: then the layers that don't fit are filled with random numbers.
+#
+# **Predict.** And if you pass the config that the file has lost?
+
+# %%
+from course_utils.clinic import kept_log
+
+with kept_log() as report:
+    again = AutoModelForCausalLM.from_pretrained(saved, quantization_config=config)
+print("report of unexpected weights:", "UNEXPECTED" in report.getvalue())
+models.use_plain_cpu_path(again)
+print(tuple(again.model.layers[0].self_attn.q_proj.weight.shape), "where", tuple(q_proj.weight.shape), "is due")
+with expect_error(RuntimeError, "shapes cannot be multiplied"):
+    models.ask(again, tokenizer, "What is 2+2?")
+
+# %% [markdown]
+# It loads, with a report on the side. The 8,192 packed bytes of `q_proj` were taken for 8,192 weights, and quantized once more. Only the first forward pass
+# fails.
+#
+# **Cure.** Write the part into `config.json` again, from the folder that the model came from.
+
+# %%
+(saved / "config.json").write_text(json.dumps({**its_config, "quantization_config": quantization}), encoding="utf-8")
+again = AutoModelForCausalLM.from_pretrained(saved)
+print(torch.equal(again.model.layers[0].self_attn.q_proj.weight.data, q_proj.weight.data))
+
+# %% [markdown]
+# ### 15. Offline, and gated
+#
+# **Why.** Two causes with one type. The model is not on this machine, and the Hub can't be reached or `HF_HUB_OFFLINE` forbids it:
+
+# %%
+with expect_error(OSError, "We couldn't connect to"):
+    AutoModelForCausalLM.from_pretrained("meta-llama/Llama-2-7b-hf", quantization_config=config)
+
+# %% [markdown]
+# Or it can be reached, and doesn't let you in. Here a small server on this machine answers as the Hub does to somebody who isn't logged in.
+
+# %%
+gate = """
+import os, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+
+class Gate(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.end_headers()
+
+    do_GET = do_HEAD
+    log_message = lambda *_: None
+
+
+hub = HTTPServer(("127.0.0.1", 0), Gate)
+threading.Thread(target=hub.serve_forever, daemon=True).start()
+os.environ.update(HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}", HF_HUB_OFFLINE="0")
+from transformers import AutoConfig
+
+AutoConfig.from_pretrained("meta-llama/Llama-2-7b-hf")
+"""
+expect_failure(gate, "You are trying to access a gated repo", lines=4)
+
+# %% [markdown]
+# **Cure.** Offline: fetch it once with a network, or use a model that is here. Gated: ask for access on the model's page, then `hf auth login` in a
+# terminal. Or an ungated model: the course's own is one, and `models.load` says in one sentence what is wrong.
+
+# %%
+with expect_error(models.CourseModelError, "HF_HUB_OFFLINE forbids to fetch it"):
+    models.load("meta-llama/Llama-2-7b-hf")
+print(models.ask(model, tokenizer, "What is 2+2?"))
+
+# %% [markdown]
+# ## Using the model
+
+# %% [markdown]
+# ### 16. Neither moved nor cast
+#
+# **Why.** The packed bytes are no numbers that could be rounded to another dtype, so casting the whole model is refused.
+
+# %%
+with expect_error(ValueError, "You cannot cast a bitsandbytes model in a new `dtype`"):
+    model.to(torch.float16)
+with expect_error(ValueError, "`.half()` is not supported for quantized model"):
+    model.half()
+
+# %% [markdown]
+# **Cure.** The dtype is chosen while loading: `dtype=` for what isn't quantized, `bnb_4bit_compute_dtype` for the arithmetic.
+
+# %%
+in_half = AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=config, dtype=torch.float16)
+print(in_half.dtype)
+
+# %% [markdown]
+# **Versions.** Moving to another device is refused no more, but was for long:
+
+# %%
+print(history("moved"))
+
+# %% [markdown]
+# The releases up to 4.44 have the refusal in their source, though without a GPU the program didn't get to it. Today `model.to("cuda")` moves
+# a 4-bit model. `.bfloat16()` was never refused: lesson 10 shows what it does.
+
+# %% [markdown]
+# ### 17. Shapes cannot be multiplied
+#
+# **Why.** Somebody has taken `layer.weight` for a matrix: code that fuses layers, computes norms or merges by itself. The weight is a column of packed
+# bytes. A sign: one of the four numbers is 1, and another is half of outputs times inputs.
+
+# %%
+x = torch.ones(1, 128)
+with expect_error(RuntimeError, "mat1 and mat2 shapes cannot be multiplied"):
+    F.linear(x, q_proj.weight)
+print(128 * 128 // 2)
+
+# %% [markdown]
+# **Cure.** Call the layer, or read the weight back.
+
+# %%
+by_layer = q_proj(x)
+read_back = dequantize_4bit(q_proj.weight, q_proj.weight.quant_state).to(torch.bfloat16)
+print(tuple(by_layer.shape), torch.equal(by_layer, F.linear(x.to(torch.bfloat16), read_back).float()))
+
+# %% [markdown]
+# ### 18. Sizes that the packed path refuses
+#
+# **Why.** Only on CPUs with avx512_bf16, and only on the packed path of lesson 06: its kernel takes 32 outputs at a time. A layer with 40 is refused by the
+# first forward pass, not before.
+
+# %% tags=["hardware"]
+from bitsandbytes.functional import has_avx512bf16
+from bitsandbytes.nn import Linear4bit
+
+narrow = Linear4bit(128, 40, bias=False).to("cpu").eval()
+with torch.no_grad():
+    if has_avx512bf16():
+        with expect_error(AssertionError, "N must be divisible by block_n"):
+            narrow(x)
+    else:
+        print("This CPU has no packed path:", tuple(narrow(x).shape))
+
+assert 40 % 32 != 0
+
+# %% [markdown]
+# **Cure.** The plain path, before the first forward pass. `models.load` sets the same switch.
+
+# %%
+narrow = Linear4bit(128, 40, bias=False).to("cpu").eval()
+narrow.support_avx512bf16_for_cpu = False
+with torch.no_grad():
+    print(tuple(narrow(x).shape))
+
+# %% [markdown]
+# ### 19. AssertionError, and nothing more
+#
+# **Why.** A 4-bit layer was asked to compute before its weight was quantized. The hint is in the log, a line above the traceback.
+
+# %%
+fresh = Linear4bit(128, 128, bias=False)
+with expect_error(AssertionError, "") as caught:
+    fresh(x)
+print(caught.log.strip())
+
+# %% [markdown]
+# The log speaks of fp4 and of `.cuda()`, whatever the format and the device are.
+#
+# **Cure.** Moving the layer to a device quantizes it, also to the one where it is. In a whole model the same error comes from a tied head for which
+# `llm_int8_skip_modules` has replaced the default list (lesson 10): then leave that list alone.
+
+# %%
+fresh = fresh.to("cpu")
+print(fresh.weight.dtype, fresh.weight.quant_state is not None)
+
+# %% [markdown]
+# ## Training and saving
+
+# %% [markdown]
+# ### 20. Fine-tuning without adapters
+#
+# **Why.** Packed weights can't be trained (lesson 06). The Trainer looks before it starts.
+
+# %%
+from transformers import Trainer, TrainingArguments
+
+arguments = TrainingArguments(output_dir=home / "training", report_to=[], use_cpu=True)
+with expect_error(ValueError, "You cannot perform fine-tuning on purely quantized models"):
+    Trainer(model=model, args=arguments)
+
+# %% [markdown]
+# **Cure.** Adapters, which lesson 13 trains. PEFT's are recognised; other kinds may bring the same error although they are there.
+
+# %%
+from peft import LoraConfig, get_peft_model
+
+base, _ = models.load(models.ABACUS, quantization_config=config)
+with_adapters = get_peft_model(base, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+Trainer(model=with_adapters, args=arguments)
+print("weights to train:", sum(p.numel() for p in with_adapters.parameters() if p.requires_grad))
+
+# %% [markdown]
+# ### 21. Gradients for packed weights
+#
+# **Why.** The same, without the Trainer: somebody sets `requires_grad` on all parameters. Or none has it, and there is nothing to go back to.
+
+# %%
+with expect_error(RuntimeError, "can require gradients"):
+    q_proj.weight.requires_grad_()
+
+frozen, _ = models.load(models.ABACUS, quantization_config=config)
+frozen.requires_grad_(False)
+tokens = tokenizer("What is 2+2?", return_tensors="pt").input_ids
+with expect_error(RuntimeError, "does not require grad and does not have a grad_fn"):
+    frozen(tokens, labels=tokens).loss.backward()
+
+# %% [markdown]
+# **Cure.** Ask for gradients where there are floats to change: in the adapters.
+
+# %%
+with_adapters(tokens, labels=tokens).loss.backward()
+print("with a gradient:", sum(p.grad is not None for p in with_adapters.parameters()))
+
+# %% [markdown]
+# Four layers, an adapter at `q_proj` and `v_proj` each, two matrices in an adapter: 16.
+
+# %% [markdown]
+# ### 22. A 4-bit state dict in a 16-bit model
+#
+# **Why.** The names are the same, the shapes are not, and each weight brings five more entries: its scales and what belongs to them.
+
+# %%
+plain, _ = models.load(models.ABACUS)
+with expect_error(RuntimeError, "Error(s) in loading state_dict", lines=1):
+    plain.load_state_dict(model.state_dict())
+
+# %% [markdown]
+# **Cure.** Load a saved 4-bit model with `from_pretrained` (lesson 12). Or, if the plain model is what you want, read the weights back first; they stay as rounded as they were.
+
+# %%
+read_back, _ = models.load(models.ABACUS, quantization_config=config)
+with kept_log():
+    read_back.dequantize()
+plain.load_state_dict(read_back.state_dict())
+print(models.ask(plain, tokenizer, "What is 2+2?"))
+
+# %% [markdown]
+# ### 23. Saving is refused
+#
+# The old lesson says that 4-bit models can't be saved. So did the library, once.
+
+# %%
+print(history("saved"))
+
+# %% [markdown]
+# **Why.** Without a GPU the old releases didn't get to saving. Their source has the refusal: 4.30 and 4.36, at the lines named. 4.37 saves, if bitsandbytes is 0.41.3 or newer,
+# and says so otherwise:
+
+# %%
+for environment in ("transformers-4.36", "transformers-4.37"):
+    for program in ("saved", "saved_with_an_older_bitsandbytes"):
+        for line in run_of(program, environment).get("in_source", []):
+            print(f"{environment}, {line['file']}, line {line['line']}:\n    {line['text']}")
+
+# %% [markdown]
+# **Cure.** Newer versions. Lesson 12 saves, opens the file, and loads it again.
+
+# %%
+saved, its_config = save(model, "saved")
+print("safetensors files:", len(list(saved.glob("*.safetensors"))), "quantization_config:", "quantization_config" in its_config)
+
+# %% [markdown]
+# The files of this lesson go with their folder.
+
+# %%
+folder.cleanup()
+
+# %% [markdown]
+# ## What you have seen
+#
+# - Read the last line first, then the last line of your own.
+# - Of the old lesson's four errors one comes from outside the 4-bit layers, one ended with transformers 4.37, one is a sum, and one was found in
+#   none of 55 releases.
+# - A text belongs to versions. `load_in_4bit=True` as a keyword was unknown, then good, then warned of, and is unknown again.
+# - The text may name the wrong cause: packages that are installed, a switch that fills layers with random numbers, a flag that leaves them unquantized.
+# - Out of memory is a sum. Work it out before you load.
+#
+# There was an error on your screen. You can say now whose it is, since which version, and what cures it; and if it isn't here, how to read it.
+# [Exercise 11](../exercises/11_errors_and_their_cures.ipynb) brings tracebacks for you to solve. The errors that don't raise anything were in [lesson 10](10_failures_without_a_sound.ipynb).
