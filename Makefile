@@ -7,7 +7,7 @@ CPU_WHEELS = $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pyto
 COURSE = .venv/bin/python
 INSTALL = $(COURSE) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(CPU_WHEELS)
 
-.PHONY: help lab fresh test test-browser build check lock train bench
+.PHONY: help lab fresh test test-browser build check lock train bench claim measure time-machine
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -39,6 +39,15 @@ train: .venv/installed-test  ## train the bundled model anew (an hour and more)
 
 bench: .venv/installed-test  ## race the quantizer against bitsandbytes and a plain copy
 	$(COURSE) -m tools.bench $(ARGS)
+
+claim: .venv/installed-test  ## ID=memory-87.5: run the evidence of one claim; without ID: list the ledger
+	@$(COURSE) -m tools.claims $(if $(ID),"$(ID)") $(ARGS)
+
+measure: .venv/installed  ## PART=layers: time, memory and quality on this machine, to my_work/measurements
+	@$(COURSE) -m tools.measure $(if $(PART),--part "$(PART)") $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+time-machine: .venv/installed-test  ## run lesson 11's programs under old versions, which it installs (15 GB) and keeps in build/
+	$(COURSE) -m tools.time_machine $(ARGS)
 
 # The set-up. Each file says that its step is done; it is done again when the list of dependencies changes.
 

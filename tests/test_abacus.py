@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from course_utils.models import ABACUS
+from course_utils.quality import examine
 from tools import train_abacus
 from tools.abacus_text import KINDS, LEVELS, Town, examination, is_held_out, story_item, sum_item, training_items
-from tools.examine_abacus import PER_LEVEL, QUALITY_FILE, card, examine
+from tools.examine_abacus import PER_LEVEL, QUALITY_FILE, card
 from tools.train_abacus import SEED, TRAINING_FILE
 
 WRITTEN_STEP = re.compile(r"(\d+)([-+*])(\d+)")
@@ -121,7 +122,7 @@ def test_answers_in_writing_and_stops_by_itself(model: LlamaForCausalLM, tokeniz
 
 def test_exact_in_the_examination_means_generated_exactly(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, town: Town) -> None:
     items = [item for kind in KINDS for item in examination(kind, town, SEED, per_level=4)[:8]]
-    exact, _, _ = examine(model, tokenizer, items)
+    exact = examine(model, tokenizer, items).exact
     for item, right in zip(items, exact, strict=True):
         inputs = tokenizer(item.question, return_tensors="pt")
         written = tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True)
@@ -153,7 +154,7 @@ def test_recorded_quality_is_that_of_the_model_in_the_clone(
 ) -> None:
     """Examine one kind again, in float32. Another processor may round differently; one question in a thousand is allowed for that."""
     items = examination("sums", town, SEED, PER_LEVEL)
-    exact, _, _ = examine(model, tokenizer, items)
+    exact = examine(model, tokenizer, items).exact
     recorded = quality["formats"]["float32"]["kinds"]["sums"]
     assert len(items) == recorded["questions"]
     assert abs(100 * sum(exact) / len(exact) - recorded["exact_percent"]) <= 0.1 + 0.005

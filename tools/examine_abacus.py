@@ -1,10 +1,9 @@
 """Examine abacus in every format and write its model card: ``python -m tools.examine_abacus``.
 
 The figures go to ``measurements/abacus_quality.json``, and from there, by this program, into the card ``models/abacus/README.md``.
+The questions themselves go to ``models/abacus/questions.jsonl``, from which lessons read them (`course_utils.quality.read_questions`);
+``--questions-only`` writes nothing else.
 
-One forward pass over question and answer tells both figures. The perplexity comes from the probabilities of the answer's tokens.
-The answer is exact if at each of its places the most probable token is the right one: then, and only then, greedy
-generation from the question writes this answer and stops.
 All arithmetic is in float32, and only the weights of the linear layers, the head left out, are rounded: the figures are those of the
 weights alone.
 """
@@ -12,10 +11,10 @@ weights alone.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import platform
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,31 +26,19 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from jaxtyping import Float
 from tabulate import tabulate
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
 
 from course_utils import ROOT
 from course_utils.memory import bits_per_weight
 from course_utils.models import ABACUS, load
-from tools.abacus_text import KINDS, LEVELS, Item, Town, examination
-from tools.train_abacus import SEED, TRAINING_FILE, batch_tensors
+from course_utils.quality import QUESTIONS_FILE, examine, perplexity, round_to_integers, rounded_copy
+from tools.abacus_text import KINDS, LEVELS, Town, examination
+from tools.train_abacus import SEED, TRAINING_FILE
 
 QUALITY_FILE = ROOT / "measurements" / "abacus_quality.json"
 PER_LEVEL = 1000
 ORDER = ("float32", "nf4", "int4, blocks of 64", "fp4", "int4, one scale a tensor")
 """The order of perplexity that the facts are to show, best first."""
-
-
-def round_to_integers(weight: Float[Tensor, "out in"], largest_code: int, block_size: int | None) -> Float[Tensor, "out in"]:
-    """Round to integer multiples of absmax / largest_code, with a scale for every block, or one for the tensor.
-
-    >>> round_to_integers(torch.tensor([[7.0, 2.2, -0.4, 1.0]]), largest_code=7, block_size=None)
-    tensor([[7., 2., -0., 1.]])
-    """
-    blocks = weight.reshape(-1, block_size or weight.numel())
-    step = blocks.abs().amax(dim=1, keepdim=True) / largest_code
-    return (torch.round(blocks / step) * step).reshape(weight.shape)
 
 
 def through_bitsandbytes(quant_type: str, double_quant: bool) -> Callable[[Tensor], Tensor]:
@@ -76,33 +63,13 @@ FORMATS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
 """Bits per weight of a linear layer, and the weights that a format gives back. A scale of the whole tensor is not counted."""
 
 
-def rounded_copy(model: PreTrainedModel, round_trip: Callable[[Tensor], Tensor]) -> PreTrainedModel:
-    """A copy of the model with every linear layer but the head rounded."""
-    model = copy.deepcopy(model)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "lm_head":
-            module.weight.data = round_trip(module.weight.data)
-    return model
-
-
-@torch.no_grad()
-def examine(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item], batch: int = 256
-) -> tuple[list[bool], list[float], list[int]]:
-    """For each question: whether the greedy answer is exact, the loss of the answer in nats, and its number of tokens."""
-    exact: list[bool] = []
-    losses: list[float] = []
-    tokens: list[int] = []
-    for start in range(0, len(items), batch):
-        ids, predicts_answer = batch_tensors(items[start : start + batch], tokenizer)
-        logits = model(ids).logits[:, :-1].float()
-        here = predicts_answer[:, :-1]
-        loss = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * here
-        right = (logits.argmax(-1) == ids[:, 1:]) | ~here
-        exact += right.all(dim=1).tolist()
-        losses += loss.sum(dim=1).double().tolist()
-        tokens += here.sum(dim=1).tolist()
-    return exact, losses, tokens
+def questions_file(town: Town) -> str:
+    """The whole examination, one question a line, shuffled once."""
+    items = [item for kind in KINDS for item in examination(kind, town, SEED, PER_LEVEL)]
+    random.Random(f"questions {SEED}").shuffle(items)
+    return "".join(
+        json.dumps({"kind": item.kind, "level": item.level, "question": item.question, "answer": item.answer}) + "\n" for item in items
+    )
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
@@ -125,16 +92,17 @@ def measure() -> dict[str, object]:
         rounded = rounded_copy(model, round_trip)
         kinds = {}
         for kind, items in exams.items():
-            exact, losses, tokens = examine(rounded, tokenizer, items)
+            results = examine(rounded, tokenizer, items)
+            exact = results.exact
             accuracy, error = mean_and_error([100.0 * e for e in exact])
-            token_losses[kind][name] = [loss / count for loss, count in zip(losses, tokens, strict=True)]
+            token_losses[kind][name] = [loss / count for loss, count in zip(results.losses, results.tokens, strict=True)]
             levels = {
                 level: round(statistics.fmean(100.0 * e for e, item in zip(exact, items, strict=True) if item.level == level), 2)
                 for level in LEVELS[kind]
             }
             kinds[kind] = {
                 "questions": len(items), "exact_percent": round(accuracy, 2), "standard_error": round(error, 2),
-                "exact_percent_by_level": levels, "perplexity": round(math.exp(sum(losses) / sum(tokens)), 6),
+                "exact_percent_by_level": levels, "perplexity": round(perplexity(results.losses, results.tokens), 6),
             }  # fmt: skip
             print(f"{name:26} {kind:12} {accuracy:6.2f} +- {error:.2f}  perplexity {kinds[kind]['perplexity']:.5f}", flush=True)
         formats[name] = {"bits_per_weight": bits, "kinds": kinds}
@@ -265,8 +233,14 @@ Numbers below 1,000, products by one digit, the wordings of `tools/abacus_text.p
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--card-only", action="store_true", help="write the card from the records that are there, measure nothing")
-    if not parser.parse_args().card_only:
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--card-only", action="store_true", help="write the card from the records that are there, measure nothing")
+    only.add_argument("--questions-only", action="store_true", help="write the file of questions, measure nothing")
+    args = parser.parse_args()
+    QUESTIONS_FILE.write_text(questions_file(Town(SEED)), encoding="utf-8", newline="\n")
+    if args.questions_only:
+        return
+    if not args.card_only:
         QUALITY_FILE.parent.mkdir(exist_ok=True)
         QUALITY_FILE.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
     quality = json.loads(QUALITY_FILE.read_text(encoding="utf-8"))

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import difflib
 
-from course_utils.questions import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06
+from course_utils.questions import (
+    lesson_01,
+    lesson_02,
+    lesson_03,
+    lesson_04,
+    lesson_05,
+    lesson_06,
+    lesson_07,
+    lesson_08,
+    lesson_09,
+    lesson_10,
+    lesson_11,
+    lesson_12,
+)
 from course_utils.questions.kinds import ExplanationQuestion, FunctionQuestion, Mistake, NumberQuestion, Question
 
 __all__ = ["LESSONS", "ExplanationQuestion", "FunctionQuestion", "Mistake", "NumberQuestion", "Question", "all_questions", "find"]
@@ -16,6 +29,12 @@ LESSONS: dict[str, tuple[Question, ...]] = {
     "04_choose_sixteen_values": lesson_04.QUESTIONS,
     "05_pack_and_quantize_twice": lesson_05.QUESTIONS,
     "06_a_layer_in_four_bits": lesson_06.QUESTIONS,
+    "07_load_in_4bit": lesson_07.QUESTIONS,
+    "08_what_it_costs_in_quality": lesson_08.QUESTIONS,
+    "09_what_it_costs_in_time": lesson_09.QUESTIONS,
+    "10_failures_without_a_sound": lesson_10.QUESTIONS,
+    "11_errors_and_their_cures": lesson_11.QUESTIONS,
+    "12_save_and_reload": lesson_12.QUESTIONS,
 }
 """The stem of a lesson's files -> its questions, in the order of the exercise."""
 
