@@ -156,8 +156,10 @@ def difference_in_kind(got: Any, due: Any) -> str:
 def same(got: Any, due: Any, tolerance: float = 0.0) -> bool:
     """Whether ``got`` is ``due``: same kind, and every number within ``tolerance``, relative or absolute; NaN equals NaN.
 
-    >>> same([1, 2.0], (1, 2)), same(0.1 + 0.2, 0.3), same(0.1 + 0.2, 0.3, tolerance=1e-9)
-    (True, False, True)
+    Two whole numbers are the same or not, whatever the tolerance: they are counts and codes.
+
+    >>> same([1, 2.0], (1, 2)), same(0.1 + 0.2, 0.3), same(0.1 + 0.2, 0.3, tolerance=1e-9), same(1001, 1000, tolerance=0.1)
+    (True, False, True, False)
     """
     if difference_in_kind(got, due):
         return False
@@ -171,6 +173,8 @@ def same(got: Any, due: Any, tolerance: float = 0.0) -> bool:
         return all(same(one, other, tolerance) for one, other in zip(got, due, strict=True))
     if isinstance(due, (int, float)):
         got = got.item() if is_tensor(got) else got
+        if isinstance(got, int) and isinstance(due, int):
+            return got == due
         if got == due or (got != got and due != due):
             return True
         try:
@@ -180,14 +184,29 @@ def same(got: Any, due: Any, tolerance: float = 0.0) -> bool:
     return got == due
 
 
+def first_difference(got: Any, due: Any, tolerance: float = 0.0, place: str = "") -> str:
+    """The end of "it returned ...": the first number that is not as it should be, with its place if there are many.
+
+    >>> first_difference([1, [2.5, 3]], [1, [2.5, 4]])
+    '3 at [1][1] where 4 is due'
+    """
+    many = isinstance(due, (list, tuple)) or (is_tensor(due) and due.ndim > 0)
+    if many:
+        first = next(i for i in range(len(due)) if not same(got[i], due[i], tolerance))
+        return first_difference(got[first], due[first], tolerance, f"{place}[{first}]")
+    got, due = (value.item() if is_tensor(value) else value for value in (got, due))
+    return f"{show(got)}{f' at {place}' if place else ''} where {show(due)} is due"
+
+
 def show(value: Any) -> str:
-    """A value as a learner would write it, cut to one short line.
+    """A value as a learner would write it, cut to one short line. A tensor is its numbers if they fit there, and else its shape.
 
     >>> show(7000000000), show(0.5), show([1, 2]), show(range(3))
     ('7_000_000_000', '0.5', '[1, 2]', 'range(0, 3)')
     """
     if is_tensor(value) and value.ndim:
-        return f"tensor of shape {tuple(value.shape)}"
+        text = " ".join(repr(value).split()) if value.numel() <= 16 else ""
+        return text if 0 < len(text) <= 60 else f"tensor of shape {tuple(value.shape)}"
     if value is ...:
         return "`...`"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_one_number_of_any_library_is_a_number(answer, said):
         (1 + 2j, "one number is due, and you passed (1+2j)."),
         (Decimal(257), "one number is due, and you passed Decimal('257')."),
         (np.zeros(3), "one number is due, and you passed array([0., 0., 0.])."),
-        (torch.zeros(2, 3), "one number is due, and you passed tensor of shape (2, 3)."),
+        (torch.zeros(2, 3), "one number is due, and you passed tensor([[0., 0., 0.], [0., 0., 0.]])."),
         (torch.zeros((), device="meta"), "one number is due, and you passed tensor(..., device='meta', size=())."),
         (float("nan"), "a finite number is due, and you passed nan."),
         (10**5000, "a number is due, and you passed a whole number of more than 30 digits: too large by far."),
@@ -162,7 +163,7 @@ def raises_what_cannot_be_printed(weights, bits):
         (lambda weights, bits: bits > 0, "not right: weight_gb(1_000_000_000, 8) returned True or False (True) where a number is due."),
         (lambda weights, bits: float("nan"), "not right: weight_gb(1_000_000_000, 8) returned nan where 1.0 is due."),
         (lambda weights, bits: 10**5000, "not right: weight_gb(1_000_000_000, 8) returned a whole number of more than 30 digits where"),
-        (lambda weights, bits: torch.ones(3), "not right: weight_gb(1_000_000_000, 8) returned a tensor (tensor of shape (3,)) where"),
+        (lambda weights, bits: torch.ones(3), "not right: weight_gb(1_000_000_000, 8) returned a tensor (tensor([1., 1., 1.])) where"),
         (lambda weights, bits: np.float64(weight_gb(weights, bits)), "correct."),
         (lambda weights, bits: torch.tensor(weight_gb(weights, bits), dtype=torch.float64), "correct."),
         (lambda weights, bits: print("trying") or weight_gb(weights, bits), "trying"),
@@ -206,6 +207,7 @@ def test_the_line_shown_is_the_learners_own(capsys):
     assert capsys.readouterr().out == f"01.4 not right: weight_gb(1_000_000_000, 8) {expected}\n"
 
 
+CALL = "add_one(tensor([[0., 1., 2.], [3., 4., 5.]]))"
 SHIFTED = FunctionQuestion(
     id="99.1",
     title="Add one to a tensor",
@@ -228,19 +230,44 @@ SHIFTED = FunctionQuestion(
         (lambda x: x + 1 + 1e-7, "correct."),
         (lambda x: torch.nn.Parameter(x + 1), "correct."),
         (lambda x: x.T + 1, "not right: your result is transposed."),
-        (lambda x: x.add_(1), "not right: add_one(tensor of shape (2, 3)) changed its input: make a copy and change that."),
-        (lambda x: x[0] + 1, "not right: add_one(tensor of shape (2, 3)) returned a tensor of shape (3,) where (2, 3) is due."),
-        (lambda x: (x + 1).half(), "not right: add_one(tensor of shape (2, 3)) returned a tensor with dtype torch.float16 where"),
-        (lambda x: (x + 1).to("meta"), "not right: add_one(tensor of shape (2, 3)) returned a tensor with device meta where cpu is due."),
-        (lambda x: (x + 1).to_sparse(), "not right: add_one(tensor of shape (2, 3)) returned a tensor with layout torch.sparse_coo where"),
-        (lambda x: (x + 1).tolist(), "not right: add_one(tensor of shape (2, 3)) returned a list ("),
-        (lambda x: (x + 1).numpy(), "not right: add_one(tensor of shape (2, 3)) returned an object of type ndarray, where"),
-        (lambda x: x + float("nan"), "not right: add_one(tensor of shape (2, 3)) returned tensor of shape (2, 3) where"),
-        (lambda x: x + 2, "not right: add_one(tensor of shape (2, 3)) returned tensor of shape (2, 3) where"),
+        (lambda x: x.add_(1), f"not right: {CALL} changed its input: make a copy and change that."),
+        (lambda x: x[0] + 1, f"not right: {CALL} returned a tensor of shape (3,) where (2, 3) is due."),
+        (lambda x: (x + 1).half(), f"not right: {CALL} returned a tensor with dtype torch.float16 where"),
+        (lambda x: (x + 1).to("meta"), f"not right: {CALL} returned a tensor with device meta where cpu is due."),
+        (lambda x: (x + 1).to_sparse(), f"not right: {CALL} returned a tensor with layout torch.sparse_coo where"),
+        (lambda x: (x + 1).tolist(), f"not right: {CALL} returned a list ("),
+        (lambda x: (x + 1).numpy(), f"not right: {CALL} returned an object of type ndarray, where"),
+        (lambda x: x + float("nan"), f"not right: {CALL} returned nan at [0][0] where 1.0 is due."),
+        (lambda x: x + (x == 4) + 1, f"not right: {CALL} returned 6.0 at [1][1] where 5.0 is due."),
+        (lambda x: x + 2, f"not right: {CALL} returned 2.0 at [0][0] where 1.0 is due."),
     ],
 )
 def test_tensors_are_held_to_shape_dtype_device_and_values(function, verdict):
     assert str(SHIFTED.verdict(function)).startswith(verdict)
+
+
+def test_a_mistake_in_another_order_of_arithmetic_is_still_that_mistake():
+    """A hundredth too much, by two ways that differ in last bits. What rounding alone tells from the right answer is no such mistake."""
+    exact = replace(
+        SHIFTED,
+        answer=lambda x: x * 3,
+        tolerance=0.0,
+        mistakes=(
+            Mistake("rounded once more", lambda x: x * 3 * (1 + 2**-20), "only last bits differ."),
+            Mistake("a hundredth", lambda x: x * 3 * 1.01, "a hundredth too much."),
+        ),
+        inputs=lambda seed: [(torch.linspace(0.1, 0.9, 7),)],
+    )
+    assert str(exact.verdict(lambda x: x * 3 * 1.01)) == str(exact.verdict(lambda x: x * 1.01 * 3)) == "not right: a hundredth too much."
+    assert str(exact.verdict(lambda x: x * 3 * (1 + 2**-20))) == "not right: only last bits differ."
+    assert "only last bits" not in str(exact.verdict(lambda x: x * 3 * (1 + 2**-21)))
+    assert exact.verdict(lambda x: x * 3).state == "correct"
+
+
+def test_whole_numbers_are_exact_whatever_the_tolerance():
+    counting = replace(SHIFTED, answer=lambda x: 1_000_000, tolerance=1e-3, inputs=lambda seed: [(0,)], mistakes=())
+    assert str(counting.verdict(lambda x: 1_000_001)) == "not right: add_one(0) returned 1_000_001 where 1_000_000 is due."
+    assert str(counting.verdict(lambda x: 1_000_001.0)) == "correct."
 
 
 def test_a_result_that_the_next_call_overwrites_is_judged_as_it_was_returned():
@@ -263,8 +290,9 @@ def test_a_session_of_another_kind_serves_the_same_checker():
             return args[0] + 1
 
     session = Elsewhere()
-    assert str(SHIFTED.judge_session(session, seed=7)) == "correct."
-    assert [name for name, _ in session.calls] == ["add_one", "add_one"]
+    question = replace(SHIFTED, inputs=lambda seed: [(seed,), (seed + 1,)])
+    assert str(question.judge_session(session, seed=7)) == "correct."
+    assert session.calls == [("add_one", 7), ("add_one", 8)]
 
 
 # --- graded form ------------------------------------------------------------------------------------------------------------

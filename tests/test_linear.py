@@ -276,6 +276,14 @@ def test_a_layer_with_two_names_stays_one_layer() -> None:
     assert by_hand.block[2] is by_hand.block[0]
 
 
+def test_a_class_made_from_linear_is_left_as_it_is() -> None:
+    """The projection in MultiheadAttention is one: torch takes its weight without calling the layer."""
+    model = load_in_4bit_by_hand(nn.ModuleDict({"attention": nn.MultiheadAttention(64, 2), "linear": nn.Linear(64, 64)}))
+    assert isinstance(model["linear"], HandLinear4bit) and isinstance(model["attention"].out_proj, nn.Linear)
+    x = random(3, 1, 64)
+    assert model["attention"](x, x, x)[0].shape == x.shape
+
+
 # --- What is not allowed ---
 
 

@@ -28,7 +28,19 @@ from torch import Tensor
 from course_utils import ROOT
 from course_utils.codebooks import CODEBOOKS, Codebook, dynamic_map, resolve_codebook
 from course_utils.memory import tensor_bytes_in_4bit
-from course_utils.quantize import BLOCK_SIZES, FLOAT_DTYPES, SLICE, NestedScales, Quantized4bit, nearest_scale_codes, quantize_4bit
+from course_utils.quantize import (
+    BLOCK_SIZES,
+    FLOAT_DTYPES,
+    SLICE,
+    NestedScales,
+    Quantized4bit,
+    dequantize_slice,
+    nearest_scale_codes,
+    pack,
+    quantize_4bit,
+    unpack,
+    values_times_scales,
+)
 
 EXAMPLES = int(os.environ.get("COURSE_EXAMPLES", 300))
 examples = settings(
@@ -613,6 +625,23 @@ def assert_one_sentence(text: str, words: list[str]) -> None:
     assert "\n" not in text
     for word in words:
         assert word in text
+
+
+def test_an_odd_count_of_codes_does_not_fill_bytes() -> None:
+    with pytest.raises(ValueError) as caught:
+        pack(torch.tensor([1, 2, 3], dtype=torch.uint8))  # torch would use the 2 twice, and say nothing
+    assert_one_sentence(str(caught.value), ["codes", "3 numbers", "even"])
+    assert pack(torch.tensor([], dtype=torch.uint8)).tolist() == []
+
+
+def test_looking_up_bytes_is_looking_up_codes() -> None:
+    """All 256 bytes, in blocks that end at their end and in blocks that don't."""
+    packed = torch.arange(256, dtype=torch.uint8)
+    for block_size in (32, 64, 96):
+        scales = torch.rand(-(-512 // block_size), generator=torch.Generator().manual_seed(0))
+        for book in CODEBOOKS.values():
+            by_code = values_times_scales(unpack(packed), scales, book.values, block_size)
+            assert torch.equal(as_bytes(dequantize_slice(packed, scales, book.values, block_size)), as_bytes(by_code))
 
 
 # --- What else the codebooks promise to quantizing ---

@@ -51,6 +51,7 @@ def find(question_id: str) -> Question:
     known = {question.id: question for question in all_questions()}
     if question_id in known:
         return known[question_id]
-    of_lesson = [known_id for known_id in known if known_id.split(".")[0] == question_id.split(".")[0]]
-    near = difflib.get_close_matches(question_id, of_lesson or known, n=3, cutoff=0.5) or list(known)[:3]
+    lesson, dot, number = question_id.partition(".")
+    of_lesson = [known_id for known_id in known if known_id.split(".")[0] == lesson.zfill(2)]
+    near = difflib.get_close_matches(lesson.zfill(2) + dot + number, of_lesson or known, n=3, cutoff=0.5) or list(known)[:3]
     raise LookupError(f'There is no question "{question_id}"; near it are {", ".join(sorted(near, key=list(known).index))}.')

@@ -10,10 +10,25 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from typing import Any
 
-from course_utils.session import LearnerFault, LocalSession, NotAttempted, Session, difference_in_kind, plain, same, show, show_call
+from course_utils.session import (
+    LearnerFault,
+    LocalSession,
+    NotAttempted,
+    Session,
+    difference_in_kind,
+    first_difference,
+    plain,
+    same,
+    show,
+    show_call,
+)
+
+NEARLY = (1e-12, 1e-6)
+"""How far two results of the same mistake may be apart, if they were calculated in another order: in float64, and in float32."""
 
 CORRECT, NOT_RIGHT, NOT_ATTEMPTED, KEPT = "correct", "not right", "not attempted", "kept"
 
@@ -99,14 +114,20 @@ class FunctionQuestion(Question):
         due = [self.answer(*plain(args)) for args in calls]
         if same(results, due, self.tolerance):
             return Verdict(CORRECT)
-        for mistake in self.mistakes:
-            if same(results, [mistake.wrong(*plain(args)) for args in calls], self.tolerance):
-                return Verdict(NOT_RIGHT, mistake.message)
+
+        @cache
+        def results_of(mistake: Mistake) -> list[Any]:
+            return [mistake.wrong(*plain(args)) for args in calls]
+
+        for tolerance in (self.tolerance, *NEARLY):
+            for mistake in self.mistakes:
+                if same(results, results_of(mistake), tolerance) and not same(results_of(mistake), due, tolerance):
+                    return Verdict(NOT_RIGHT, mistake.message)
         first = next(i for i, result in enumerate(results) if not same(result, due[i], self.tolerance))
         call = show_call(self.name, calls[first])
         if different := difference_in_kind(results[first], due[first]):
             return Verdict(NOT_RIGHT, f"{call} returned {different}.")
-        return Verdict(NOT_RIGHT, f"{call} returned {show(results[first])} where {show(due[first])} is due.")
+        return Verdict(NOT_RIGHT, f"{call} returned {first_difference(results[first], due[first], self.tolerance)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

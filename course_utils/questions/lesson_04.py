@@ -347,6 +347,7 @@ READ_FP4 = FunctionQuestion(
     name="fp4_value",
     answer=fp4_value,
     inputs=lambda seed: [(code,) for code in (0b0011, 0b0001, 0b1011, *range(16))],
+    tolerance=1e-6,
     hints=(
         "Cut the four bits: code & 0b1000 is the sign, (code & 0b0110) >> 1 the exponent, code & 0b0001 the mantissa.",
         "With exponent 1 to 3 the size, times 12, is (1 + mantissa / 2) * 2 ** (4 - exponent): 12 for the code 0011.",

@@ -523,8 +523,8 @@ assert not any(different.values())
 
 # %% [markdown]
 # None. You have rebuilt what `load_in_4bit` stores. `course_utils.quantize` has the same functions from here on, with checks of their
-# input, and its tests compare them with bitsandbytes on many odd shapes and strange numbers. These are the bytes of a CPU; on a GPU
-# bitsandbytes runs other code.
+# input (`pack` refuses an odd count there), and its tests compare them with bitsandbytes on many odd shapes and strange numbers. These are
+# the bytes of a CPU; on a GPU bitsandbytes runs other code.
 
 # %% [markdown]
 # ## Counted from the bytes
@@ -648,6 +648,52 @@ assert torch.equal(theirs.flatten(), right) or torch.equal(theirs.flatten(), wro
 # It concerns matrices whose last dimension is a multiple of 16 and not of the block size; a test of this course, in
 # `tests/test_quantize.py`, has more sizes. The matrices of abacus have rows of 128 and 384 weights, whole blocks of 64, and above every
 # byte was the same.
+
+# %% [markdown]
+# ## The same bytes in every version?
+#
+# All of this was said of bitsandbytes 0.50. A program of this course, `tools/compare_versions.py`, has put 14 small weights through five of
+# its versions on a CPU with AVX-512, and compared each with `course_utils.quantize`: codebooks, codes and scales, and then the weights that
+# are read back. What it found lies in `measurements/bitsandbytes_versions.json`.
+#
+# **Predict.** In how many of the five are the bytes of ordinary full blocks in NF4 ours?
+
+# %%
+import json
+
+from course_utils import ROOT
+
+file = ROOT / "measurements" / "bitsandbytes_versions.json"
+versions = json.loads(file.read_text(encoding="utf-8"))["bitsandbytes"]
+rows = {}
+for results in versions.values():
+    for result in results:
+        if result["codebook"] == "nf4" and not result["double_quant"]:
+            rows.setdefault(result["case"], []).append(result["outcome"])
+print(tabulate([[case, *row] for case, row in rows.items()], ["NF4", *versions]))
+print("\nthe error of 0.45.5:", versions["0.45.5"][0]["error"])
+
+# %% [markdown]
+# In four. 0.45.5 doesn't quantize on a CPU at all (its error text says FP4 whatever was asked). From 0.47.0 on ordinary blocks are the same in NF4, and rare ones are not: numbers
+# exactly half-way between two values, very small ones, blocks of zeros. An odd count was an error. In the last row the wrong scales of above
+# come in with 0.49.2: the two versions before it read that matrix rightly.
+#
+# With FP4 and with double quantization there is more. All 56 cases, both codebooks with and without it:
+
+# %%
+outcomes = ["same", "other weights", "other bytes", "error", "crash"]
+rows = []
+for name, results in versions.items():
+    found = Counter(result["outcome"] for result in results)
+    rows.append([name, *(found[outcome] for outcome in outcomes)])
+print(tabulate(rows, ["of 56", *outcomes]))
+[case] = [r for r in versions["0.49.2"]
+          if (r["case"], r["codebook"], r["double_quant"]) == ("full blocks", "nf4", True)]
+print("bytes that differ in full blocks, NF4, double quantization, 0.49.2:", case["bytes_different"])
+
+# %% [markdown]
+# A "crash" ends the Python process, without an exception. And the last line says that the dynamic map of 0.49.2 differs in three bytes. So
+# "byte for byte" needs a version beside it: in this course it is 0.50.
 
 # %% [markdown]
 # ## What you have seen
