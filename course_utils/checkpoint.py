@@ -11,7 +11,7 @@ First met in lesson 12. bitsandbytes stores a weight in 4 bits as several tensor
 ``...weight.quant_state.bitsandbytes__nf4``  a text in JSON, a byte a number: block size, dtype, shape and the offset
 =====================================  ==========================================================================
 
-Every file is read by safetensors, which holds tensors and text. Nothing here opens a pickle file, which could run code.
+Every file is read by safetensors, which holds tensors and text. Nothing here opens a pickle file, which can run code if its reader lets it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 STATE = ".quant_state.bitsandbytes__"
 UNFINISHED = ".unfinished"
+BROKEN_OFF = "The saving, or a copy or a download, was not finished."
 
 PLAIN_PARTS = {"absmax", "quant_map"}
 NESTED_PARTS = {"nested_absmax", "nested_quant_map"}
@@ -158,12 +159,12 @@ def what_is_left(folder: Path) -> str:
     """What stands in a folder in the place of whole weights."""
     shards = sorted(folder.glob("model-*-of-*.safetensors"))
     if shards:
-        return f"there are {len(shards)} parts, {shards[0].name} first, and no {INDEX}, which is written last. The saving was not finished."
+        return f"there are {len(shards)} parts, {shards[0].name} first, and no {INDEX}, which is written last. {BROKEN_OFF}"
     if drafts := sorted([*folder.glob("*.tmp*"), *folder.glob("*.incomplete")]):
-        return f"{drafts[0].name} is a draft. The saving was not finished."
+        return f"{drafts[0].name} is a draft. {BROKEN_OFF}"
     if pickles := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
-        return f"{pickles[0].name} is a pickle file, which can run code when it is opened, and is not opened here."
-    return f"there is neither {WEIGHTS} nor {INDEX}. The saving was not finished."
+        return f"{pickles[0].name} is a pickle file, which can run code when it is opened, so it is not opened here."
+    return f"there is neither {WEIGHTS} nor {INDEX}. {BROKEN_OFF}"
 
 
 def read_json(file: Path, if_missing: str) -> dict[str, Any]:

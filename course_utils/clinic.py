@@ -377,7 +377,7 @@ def _bytes(number: float) -> str:
 
 def _damaged_scales(case: _Case) -> Finding | None:
     """A fresh load has scales in one row of float32, or of uint8 codes with float32 scales of their own."""
-    damaged, evidence, harmless = [], "", True
+    damaged, evidence, in_order, nested = [], "", True, True
     for name, _, state in case.states():
         if _is_packed(state):
             continue
@@ -385,7 +385,8 @@ def _damaged_scales(case: _Case) -> Finding | None:
         due = torch.uint8 if state.nested else torch.float32
         if state.absmax.dtype != due or state.absmax.ndim != 1 or nested_dtype != torch.float32:
             damaged.append(name)
-            harmless &= bool(state.nested)
+            in_order &= state.absmax.ndim == 1 or min(state.absmax.shape) == 1  # one block in a row: nothing to put in another order
+            nested &= bool(state.nested)
             form = f"{_short(state.absmax.dtype)} of shape {tuple(state.absmax.shape)}"
             evidence = evidence or (
                 f"nested scales made from {_short(nested_dtype)}, where a fresh load has float32" if state.nested
@@ -393,11 +394,16 @@ def _damaged_scales(case: _Case) -> Finding | None:
             )  # fmt: skip
     if not damaged:
         return _other_scales(case, "damaged-scales")
-    price = "each scale rounded to bfloat16" if harmless else "scales of other blocks: the weights are wrong"
+    if not in_order:
+        return Finding("damaged-scales", tuple(damaged), evidence, _OTHER_BLOCKS, f"{_RELOAD} {_TRANSPOSE}")
+    again = " before they were quantized again" if nested else ""
+    price = f"the scales were rounded to bfloat16{again}, as a save after a forward pass does"
     return Finding("damaged-scales", tuple(damaged), evidence, price, _RELOAD)
 
 
+_OTHER_BLOCKS = "scales of other blocks: the weights are wrong"
 _RELOAD = "Load the model again from a file that is whole, and save it before its first forward pass, or on the plain path."
+_TRANSPOSE = "If this file is the only one, transpose its scales (lesson 10)."
 
 
 def _other_weights(case: _Case) -> Finding | None:
@@ -415,7 +421,7 @@ def _other_scales(case: _Case, name: str) -> Finding | None:
         return None
     if name == "damaged-scales":
         return Finding(name, tuple(found), f"scales off by up to {worst:.0%}, in the order that a repacked weight leaves",
-                       "scales of other blocks: the weights are wrong", _RELOAD)  # fmt: skip
+                       _OTHER_BLOCKS, f"{_RELOAD} {_TRANSPOSE}")  # fmt: skip
     return Finding(name, tuple(found), f"scales differ from those of the unquantized model by up to {worst:.0%}",
                    "not the weights of that model",
                    "If an adapter was merged, compare with the merged model; else load the model again.")  # fmt: skip
@@ -484,24 +490,28 @@ def _unaligned_columns(case: _Case) -> Finding | None:
 
 
 def _compute_dtype(case: _Case) -> Finding | None:
-    names, evidence = [], ""
+    names = []
     for name, layer, state in case.states():
-        source = _before_packing(state, "dtype")
-        if case.meant is not None and layer.compute_dtype != case.meant.bnb_4bit_compute_dtype:
-            evidence = evidence or f"{_short(layer.compute_dtype)}, and {_short(case.meant.bnb_4bit_compute_dtype)} was meant"
-        elif case.meant is None and layer.compute_dtype == torch.float32 and source in (torch.float16, torch.bfloat16):
-            evidence = evidence or f"{_short(layer.compute_dtype)}, in a model of {_short(source)}"
+        if case.meant is not None:
+            wrong = layer.compute_dtype != case.meant.bnb_4bit_compute_dtype
         else:
-            continue
-        names.append(name)
+            wrong = layer.compute_dtype == torch.float32 and _before_packing(state, "dtype") in (torch.float16, torch.bfloat16)
+        if wrong:
+            names.append(name)
     if not names:
         return None
-    largest = max(math.prod(_state(case.in_4bit[name]).shape) for name in names)
-    size = case.in_4bit[names[0]].compute_dtype.itemsize if case.in_4bit[names[0]].compute_dtype else 4
-    price = f"a weight is read back in {_bytes(largest * size)}, at most; in 16 bits that would be {_bytes(largest * 2)}"
-    if size == 2:
-        price = "another rounding of each product"
-    return Finding("compute-dtype", tuple(names), evidence, price, "bnb_4bit_compute_dtype=torch.bfloat16, or whichever was meant")
+    first = case.in_4bit[names[0]]
+    if case.meant is not None:
+        due = case.meant.bnb_4bit_compute_dtype
+        evidence = f"{_short(first.compute_dtype)}, and {_short(due)} was meant"
+    else:
+        due = _before_packing(_state(first), "dtype")
+        evidence = f"{_short(first.compute_dtype)}, in a model of {_short(due)}"
+    price = "another rounding of each product"
+    if first.compute_dtype == torch.float32:
+        largest = max(math.prod(_state(case.in_4bit[name]).shape) for name in names)
+        price = f"the largest of these matrices is read back in {_bytes(largest * 4)}, in 16 bits {largest * 2:,}"
+    return Finding("compute-dtype", tuple(names), evidence, price, f"bnb_4bit_compute_dtype=torch.{_short(due)}")
 
 
 def _quant_type(case: _Case) -> Finding | None:
@@ -549,11 +559,12 @@ def _storage(case: _Case) -> Finding | None:
 def _quantized_head(case: _Case) -> Finding | None:
     if case.head not in case.in_4bit or (case.meant is not None and case.meant.llm_int8_skip_modules == []):
         return None
-    weights = _weights([case.in_4bit[case.head]])
+    weights, dtype = _weights([case.in_4bit[case.head]]), _before_packing(_state(case.in_4bit[case.head]), "dtype")
+    saved = _bytes(weights * (dtype.itemsize - bits_per_weight() / 8))
     named = case.config.llm_int8_skip_modules if case.config else None
     evidence = f"the head is in 4 bits; llm_int8_skip_modules={named} replaced the default list" if named is not None else "in 4 bits"
     return Finding("quantized-head", (case.head,), evidence,
-                   f"its error goes into the scores directly; saves {_bytes(weights * (2 - bits_per_weight() / 8))} of 16 bits",
+                   f"its error goes into the scores directly; it saves {saved} against the head in {_short(dtype)}",
                    f'Add "{case.head}" to llm_int8_skip_modules.')  # fmt: skip
 
 
@@ -562,6 +573,18 @@ def _half_quantized(case: _Case) -> Finding | None:
         return None
     return Finding("half-quantized", tuple(case.half), "the class is that of a 4-bit layer, the weight a plain parameter",
                    "the forward pass ends in an AssertionError", f'Add "{next(iter(case.half))}" to llm_int8_skip_modules.')  # fmt: skip
+
+
+def _quantized_twice(case: _Case) -> Finding | None:
+    """Packed bytes that were taken for weights: the shape that was quantized is not that of the layer."""
+    names = tuple(name for name, layer, state in case.states() if tuple(state.shape) != (layer.out_features, layer.in_features))
+    if not names:
+        return None
+    layer = case.in_4bit[names[0]]
+    evidence = f"weights of shape {tuple(_state(layer).shape)}, in a layer of {(layer.out_features, layer.in_features)}"
+    return Finding("quantized-twice", names, evidence, "the first forward pass ends in an error",
+                   "The folder holds packed weights, and its config.json has lost quantization_config: write it back there, "
+                   "and load without a configuration.")  # fmt: skip
 
 
 def _experts(case: _Case) -> Finding | None:
@@ -614,7 +637,7 @@ def _offloaded(case: _Case) -> Finding | None:
         return None
     return Finding("offloaded-layers", tuple(layers), f"{_formats(layers)}; llm_int8_enable_fp32_cpu_offload=True",
                    _more_than_in_4bit(layers),
-                   "A device_map without \"cpu\" and \"disk\", for a model that fits; else a smaller model.")  # fmt: skip
+                   "A device_map without \"cpu\" and \"disk\", for a model that fits in 4 bits; else a smaller model.")  # fmt: skip
 
 
 def _not_quantized(case: _Case) -> Finding | None:
@@ -623,7 +646,7 @@ def _not_quantized(case: _Case) -> Finding | None:
         return None
     if case.in_4bit or offloaded:
         return Finding("unquantized-layers", tuple(layers), f"{_formats(layers)}, beside {len(case.in_4bit)} in 4 bits",
-                       _more_than_in_4bit(layers), "Load again; name in llm_int8_skip_modules what is to stay.")  # fmt: skip
+                       _more_than_in_4bit(layers), "Load again; name in llm_int8_skip_modules what is to stay, and the head.")  # fmt: skip
     trace = "; is_loaded_in_4bit says True" if getattr(case.base, "is_loaded_in_4bit", False) else ""
     return Finding("not-4-bit", tuple(layers), f"{_formats(layers)}, not one in 4 bits{trace}", _more_than_in_4bit(layers),
                    "Dequantized or never quantized: load again with the configuration, "
@@ -634,12 +657,15 @@ def _load_in_4bit_false(case: _Case) -> Finding | None:
     if case.config is None or not case.in_4bit or case.config.load_in_4bit:
         return None
     return Finding("load-in-4bit-false", tuple(case.in_4bit), "the configuration says load_in_4bit=False, and the layers are in 4 bits",
-                   "what is saved now can't be loaded", "load_in_4bit=True, by name")  # fmt: skip
+                   "what is saved now can't be loaded as it is",
+                   "Before saving: model.config.quantization_config.load_in_4bit = True. "
+                   "In the next load: BitsAndBytesConfig(load_in_4bit=True, ...). "
+                   "In a folder that was saved: \"load_in_4bit\": true in its config.json.")  # fmt: skip
 
 
 _CHECKS = (
     _damaged_scales, _other_weights, _unaligned_columns, _quant_type, _compute_dtype, _double_quantization, _storage, _quantized_head,
-    _half_quantized, _experts, _offloaded, _not_quantized, _load_in_4bit_false,
+    _half_quantized, _quantized_twice, _experts, _offloaded, _not_quantized, _load_in_4bit_false,
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Codebooks: the sixteen values that four bits can name, and where they come from.
 
 First met in lesson 04. A *code* is a number from 0 to 15; a *codebook* says which value each code stands for.
-Values lie between -1 and 1, and a block of weights is multiplied by its scale to get from there to the weights (see `quantize`).
+Values lie between -1 and 1 (int4's unused code 8 aside), and a block of weights is multiplied by its scale to get from there to the
+weights (see `quantize`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def fp4_value(code: int) -> float:
 
     The exponent counts downwards, so codes are not in the order of their values. Exponent 0 is for numbers near zero: 0 and 1/192.
     There are two zeros, 0b0000 and 0b1000, so the sixteen codes name fifteen values. The second is no minus zero here, as in
-    bitsandbytes' own table; its kernel for CUDA, and that for CPUs without AVX-512, read it as -0.0.
+    bitsandbytes' own table; some of its kernels, depending on device, CPU and shape, read it as -0.0.
 
     >>> [round(12 * fp4_value(code), 4) for code in range(8)]
     [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0]

@@ -6,6 +6,7 @@ of it under each set of versions.
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
 import re
@@ -26,6 +27,13 @@ OWN = "the course's own"
 NEAR = 0.5
 """How much of a text's weight has to be found again: half."""
 
+TYPES_OF_MANY = frozenset(
+    name.lower()
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not AssertionError
+)
+"""Python's own types of errors, which say too little alone. AssertionError isn't one of them: entry 19 is that word and nothing more."""
+
 
 @dataclass(frozen=True)
 class KnownError:
@@ -38,6 +46,7 @@ class KnownError:
         raised: environments in which the program raised it.
         read: environments in which the program stopped earlier, and whose source holds the error's text.
         others: other wordings: raised elsewhere, logged beside it, told, or raised only on hardware that the time machine has not.
+        needs_gpu: only a GPU raises it, so that nothing was raised under any release, and the source says nothing of one.
     """
 
     id: str
@@ -46,6 +55,7 @@ class KnownError:
     raised: tuple[str, ...]
     read: tuple[str, ...]
     others: tuple[str, ...]
+    needs_gpu: bool
 
 
 @cache
@@ -68,7 +78,7 @@ def known_errors() -> tuple[KnownError, ...]:
             continue  # a program that goes with an error of another
         logged = {line for run in runs.values() if run["outcome"] == "raised" for line in run.get("logged", ())}
         others = {*raised.values(), snippet["folklore"], *snippet["also"], *logged} - {latest, None}
-        found.append(KnownError(program, snippet["entry"], latest, tuple(raised), tuple(read), tuple(sorted(others))))
+        found.append(KnownError(program, snippet["entry"], latest, tuple(raised), tuple(read), tuple(sorted(others)), snippet["needs_gpu"]))
     return tuple(sorted(found, key=lambda error: int(error.entry.split(".")[0])))
 
 
@@ -105,6 +115,8 @@ def find_error(text: str, at_most: int = 3) -> str:
     wanted = words(text)
     if not wanted:
         return "Put the text of your error between the quotes: its last line, or all of it."
+    if wanted <= TYPES_OF_MANY:
+        return "That is only the type of your error, which many have. Put more of it between the quotes: its last line, or all of it."
     ranked = sorted(known_errors(), key=lambda error: likeness(wanted, error), reverse=True)
     rows = []
     for error in ranked:
@@ -166,6 +178,8 @@ def weight(chosen: Iterable[str]) -> float:
 
 def versions(error: KnownError) -> str:
     """The releases of transformers under which an error was raised; in brackets those whose source holds it, out of the program's reach."""
+    if error.needs_gpu:
+        return "(needs a GPU)"
     raised = ranges(error.raised)
     read = ranges(name for name in error.read if name not in error.raised)
     return ", ".join([*raised, *(f"({span})" for span in read)]) or "none"

@@ -137,7 +137,7 @@ def load_in_4bit_by_hand(
 
     Args:
         skip: layers that stay as they are, by the last part of their name or by the whole. The head, which turns the last hidden
-            state into one number for each token, is left out as bitsandbytes leaves it out.
+            state into one number for each token, is left out as transformers leaves it out.
 
     Raises:
         TypeError: model is no module, skip is one string, or the dtype of a weight or of compute_dtype is not allowed.

@@ -289,8 +289,8 @@ def questions_needed(first: Sequence[float], second: Sequence[float], paired: bo
     """How many questions it takes to tell two formats apart, if the difference is what these results show.
 
     "To tell apart" is to see more than 1.96 standard errors, with the given probability (`power`):
-    ((1.96 + 0.84) * spread / difference) ** 2, where 0.84 belongs to a power of 0.8. The spread is that of the differences if both
-    formats get the same questions, and that of both lists, squares added, if each gets questions of its own.
+    ((1.96 + 0.84) * deviation / difference) ** 2, where 0.84 belongs to a power of 0.8. The deviation is the standard deviation of the
+    differences if both formats get the same questions, and that of both lists, squares added, if each gets questions of its own.
 
     Args:
         first, second: right and wrong, or losses, of the same questions.

@@ -1,6 +1,6 @@
 """Four bits for a weight: blocks and their scales, codes, packing, and scales that are quantized themselves.
 
-First met in lessons 02, 03 and 05. The bytes are those of bitsandbytes 0.50 on a CPU, for its codebooks nf4 and fp4:
+First met in lessons 02, 03 and 05. The bytes are those of bitsandbytes 0.50.2 on a CPU, for its codebooks nf4 and fp4:
 
 1. The weights, flattened, are cut into blocks. The scale of a block is its absmax, the largest absolute value.
 2. Each weight, divided by its scale, gets the code of the nearest value of the codebook.
@@ -23,7 +23,7 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that a weight may have, before and after."""
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""The block sizes of bitsandbytes 0.50."""
+"""The block sizes of bitsandbytes 0.50.2."""
 
 SCALE_BLOCK_SIZE = 256
 """How many scales share a scale of their own in double quantization."""
@@ -304,7 +304,7 @@ def times_scales(numbers: Float32[Tensor, " n"], scales: Float32[Tensor, " block
 def quantize_scales(absmax: Float32[Tensor, " blocks"]) -> NestedScales:
     """Quantize the scales of blocks: take off their mean, then 8-bit codes in blocks of 256, by the values of `dynamic_map`.
 
-    Scales are positive, so without the mean only half of the codes would be used. The mean of more than 32,768 scales depends in
+    Scales are positive, so without the mean at most half of the codes would be used. The mean of more than 32,768 scales depends in
     its last bit on the number of threads, which each sum a part; so do bitsandbytes' bytes.
 
     Raises:
@@ -328,7 +328,7 @@ def nearest_scale_codes(scaled: Float32[Tensor, " ..."]) -> UInt8[Tensor, " ..."
 
     Scales that are all equal leave nothing when their mean is taken off, and 0 / 0 is NaN: it gets code 0.
 
-    Source: `quantize_cpu_impl` in `csrc/cpu_ops.cpp` of bitsandbytes 0.50.
+    Source: `quantize_cpu_impl` in `csrc/cpu_ops.cpp` of bitsandbytes 0.50.2.
     """
     halved = (scaled.clamp(-1, 1).nan_to_num(nan=-1.0) + 1) * 0.5
     point = (halved.double() * 65535 + 0.5).float().int()  # a fused multiply-add: one rounding, at the end

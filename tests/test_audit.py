@@ -296,6 +296,50 @@ def test_a_fault_is_found_and_nothing_else(fault: Fault, folders: dict[str, Path
     assert names(audit_4bit(model)) == ([fault.name] if fault.without_like else [])
 
 
+@pytest.mark.parametrize(
+    ("settings", "like", "price", "cure"),
+    [
+        ({"bnb_4bit_compute_dtype": ...}, {}, "read back in 49,152 bytes, in 16 bits 24,576", "bnb_4bit_compute_dtype=torch.bfloat16"),
+        ({"bnb_4bit_compute_dtype": ..., "dtype": torch.float16}, None, "in 16 bits 24,576", "bnb_4bit_compute_dtype=torch.float16"),
+        ({}, {"bnb_4bit_compute_dtype": torch.float32}, "another rounding", "bnb_4bit_compute_dtype=torch.float32"),
+        ({"llm_int8_skip_modules": ["x"], "dtype": torch.float32, "bnb_4bit_compute_dtype": torch.float32}, None,
+         "it saves 21,120 bytes against the head in float32", 'Add "lm_head"'),
+        ({"load_in_4bit": ...}, None, "as it is", "In the next load: BitsAndBytesConfig(load_in_4bit=True, ...)"),
+        ({"llm_int8_skip_modules": ["lm_head", "q_proj"]}, {}, "more than in 4.5 bits", "what is to stay, and the head."),
+    ],
+)  # fmt: skip
+def test_price_and_cure_are_those_of_the_model_at_hand(settings: dict, like: dict | None, price: str, cure: str, folders: dict) -> None:
+    """The largest matrix of the model has 64 x 192 weights, and its head 96 x 64: 4 bytes each, or 4.5 bits."""
+    audit = audit_4bit(load(folders["plain"], **settings), like=None if like is None else BitsAndBytesConfig(**GOOD | like))
+    (finding,) = audit.findings
+    assert price in finding.price and cure in finding.cure
+
+
+def test_the_price_of_damaged_scales_is_that_of_their_order(folders: dict[str, Path]) -> None:
+    """A row of 64 weights is one block: its scales can't change places. Double quantization puts them back in order."""
+    single = audit_4bit(damage(load(folders["plain"], bnb_4bit_use_double_quant=False))).findings[0]
+    assert single.price == "scales of other blocks: the weights are wrong" and "transpose its scales" in single.cure
+    nested = audit_4bit(damage(load(folders["plain"]))).findings[0]
+    assert "before they were quantized again" in nested.price and "transpose" not in nested.cure
+    layer = Linear4bit(64, 64, compute_dtype=torch.bfloat16, quant_type="nf4", compress_statistics=False).to("cpu")
+    one_block_in_a_row = audit_4bit(damage(torch.nn.Sequential(layer, torch.nn.ReLU()))).findings[0]
+    assert one_block_in_a_row.price == "the scales were rounded to bfloat16, as a save after a forward pass does"
+
+
+def test_packed_weights_that_were_quantized_once_more_are_found(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The folder has lost its configuration, and is loaded with one: transformers takes the packed bytes for weights."""
+    load(folders["plain"]).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    del config["quantization_config"]
+    file.write_text(json.dumps(config), encoding="utf-8")
+    with clinic.kept_log():
+        model = load(tmp_path)
+    assert names(audit_4bit(model)) == ["quantized-twice"]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model.train()(torch.tensor([[1, 2, 3]]))  # in training no CPU repacks
+
+
 @pytest.mark.usefixtures("misreading_cpu")
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0].name}+{pair[1].name}")
 def test_two_faults_are_both_found_and_nothing_else(pair: tuple[Fault, Fault], folders: dict[str, Path]) -> None:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from course_utils import ROOT, checkpoint, models
 from course_utils.checkpoint import CheckpointError, load_by_hand, open_checkpoint, read_quantized, save_whole
+from course_utils.clinic import kept_log
 from course_utils.linear import HandLinear4bit
 from tests.fake_hub import COMMIT, FakeHub
 
@@ -137,15 +138,16 @@ def test_bitsandbytes_is_not_needed(saved: dict[str, Path], tmp_path: Path) -> N
     program = (
         "import sys; sys.modules['bitsandbytes'] = None\n"
         "import torch\n"
+        "from safetensors.torch import save_file\n"
         "from course_utils.checkpoint import load_by_hand\n"
         "model = load_by_hand(sys.argv[1])\n"
-        "with torch.no_grad(): torch.save(model(input_ids=torch.arange(20)[None] % 96).logits, sys.argv[2])\n"
+        "with torch.no_grad(): save_file({'logits': model(input_ids=torch.arange(20)[None] % 96).logits}, sys.argv[2])\n"
     )
-    command = [sys.executable, "-c", program, str(saved["nested"]), str(tmp_path / "logits.pt")]
+    command = [sys.executable, "-c", program, str(saved["nested"]), str(tmp_path / "logits.safetensors")]
     subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     again = AutoModelForCausalLM.from_pretrained(saved["nested"], device_map={"": "cpu"})
     models.use_plain_cpu_path(again)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(again))
+    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], logits(again))
 
 
 def test_the_compute_dtype_can_be_chosen_by_hand_and_not_by_a_new_config(tiny: Path, saved: dict[str, Path]) -> None:
@@ -168,6 +170,12 @@ def test_the_lesson_s_loader_is_the_one_of_the_course(saved: dict[str, Path]) ->
         for compute_dtype in (None, torch.bfloat16):
             lesson = defined["load_by_hand"](folder, compute_dtype)
             assert torch.equal(logits(lesson), logits(load_by_hand(folder, compute_dtype)))
+
+
+def test_a_configuration_of_none_is_not_the_same_as_leaving_it_out(saved: dict[str, Path]) -> None:
+    """The lesson says so. Where it fails, transformers has been changed and the lesson is to be."""
+    with kept_log(), pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(saved["single"], quantization_config=None)
 
 
 # --- Bad checkpoints: one sentence each, with the file and the tensor ---

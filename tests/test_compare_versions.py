@@ -106,3 +106,25 @@ def test_other_numbers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare_versions.bnb, "quantize_4bit", another_scale)
     result = run_case("full blocks", "nf4", False)
     assert result["outcome"] == "other bytes" and set(result["bytes_different"]) == {"scales"}
+
+
+def test_one_version_is_renewed_and_the_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "record.json"
+    monkeypatch.setattr(compare_versions, "VERSIONS_FILE", file)
+    monkeypatch.setattr(compare_versions, "ROOT", tmp_path)
+    monkeypatch.setattr(compare_versions, "install", Path)
+    monkeypatch.setattr(compare_versions, "run_cases", lambda folder: [{"outcome": "same", "of": str(folder)}])
+    compare_versions.main([])
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["bitsandbytes"] = {VERSIONS[-1]: ["as before"], VERSIONS[1]: ["older"]}
+    file.write_text(json.dumps(record), encoding="utf-8")
+    compare_versions.main([VERSIONS[1]])
+    renewed = json.loads(file.read_text(encoding="utf-8"))["bitsandbytes"]
+    assert list(renewed) == [VERSIONS[1], VERSIONS[-1]]
+    assert renewed[VERSIONS[1]][0]["of"] == VERSIONS[1] and renewed[VERSIONS[-1]] == ["as before"]
+    record["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(SystemExit, match="other versions: run all releases"):
+        compare_versions.main([VERSIONS[1]])
+    with pytest.raises(SystemExit):
+        compare_versions.main(["0.1"])

@@ -254,6 +254,25 @@ def test_an_error_is_found_by_its_last_line_and_by_its_traceback(error):
         ("mat1 and mat2 shapes cannot be multiplied (4x2048 and 1x2097152)", "17."),
         ("FP4 quantization state not initialized. Please call .cuda() or .to(device) on the LinearFP4 layer first.", "19."),
         ("You are calling `save_pretrained` on a 4-bit converted model. This is currently not supported", "23."),
+        ("RuntimeError: mat1 and mat2 must have the same dtype, but got Float and BFloat16", "1."),
+        ("Input type (double) and bias type (c10::BFloat16) should be the same", "1."),
+        ("CUDA is required but not available for bitsandbytes. Please consider installing the multi-platform enabled version", "10."),
+        ("NotImplementedError: Device type not supported for FP4 quantization: cpu", "10."),
+        ("AssertionError: Torch not compiled with CUDA enabled", "10."),
+        ("requires bitsandbytes: `pip install -U bitsandbytes>=0.46.1`", "11."),
+        ("CUDA SETUP ERROR: Missing dependency: libnvJitLink.so.13", "13."),
+        ("CUDA Setup failed despite GPU being available.", "13."),
+        ("ValueError: Blockwise 4bit quantization only supports 16/32-bit floats, but got torch.uint8", "14."),
+        ("ValueError: Blockwise 4bit quantization only supports 16/32-bit floats, but got torch.float64", "9."),
+        ("size mismatch for weight: copying a param with shape torch.Size([8388608, 1]) from checkpoint", "14."),
+        ("GatedRepoError", "15."),
+        ("huggingface_hub.errors.LocalEntryNotFoundError: Cannot find the requested files in the disk cache", "15."),
+        ("Calling `to()` is not supported for `4-bit` quantized models with the installed version of bitsandbytes.", "16."),
+        ("AssertionError: K must be even", "18."),
+        ("RuntimeError: shape '[4096, 172]' is invalid for input of size 705000", "18."),
+        ('File "/x/modules.py", line 9, in fix_4bit_weight_quant_state_from_module\n    assert module.weight\nAssertionError', "19."),
+        ("AssertionError", "19."),
+        ("RuntimeError: Only Tensors of floating point and complex dtype can require gradients", "21."),
     ],
 )
 def test_an_error_is_found_by_words_from_it(text, entry):
@@ -263,6 +282,21 @@ def test_an_error_is_found_by_words_from_it(text, entry):
 @pytest.mark.parametrize("text", ["ZeroDivisionError: division by zero", "TypeError: 'int' object is not callable", "KeyError: 'loss'"])
 def test_an_error_of_another_kind_is_not_forced_into_an_entry(text):
     assert errors.find_error(text).startswith("None of the errors of this lesson is like yours")
+
+
+def test_packed_weights_that_are_quantized_again_are_told_of_both_entries():
+    found = errors.find_error("ValueError: Blockwise 4bit quantization only supports 16/32-bit floats, but got torch.uint8")
+    assert [line.split(".")[0] for line in found.splitlines()[2:4]] == ["14", "9"]
+
+
+@pytest.mark.parametrize("text", ["ValueError", "RuntimeError: ", "OSError\n"])
+def test_a_type_alone_is_too_little(text):
+    assert "Put more of it between the quotes" in errors.find_error(text)
+
+
+def test_an_error_of_a_gpu_names_no_releases():
+    assert "(needs a GPU)" in errors.find_error("CUDA out of memory. Tried to allocate 172.00 MiB")
+    assert {error.id for error in errors.known_errors() if error.needs_gpu} == {"out_of_memory_on_a_gpu", "fragmentation"}
 
 
 def test_without_a_text_it_asks_for_one():
@@ -280,6 +314,12 @@ def test_spans_of_releases_hold_all_that_were_tried_between_their_ends():
 def test_the_layer_that_is_read_out_of_an_error_is_one_of_llama_2_7b():
     """Its MLP: 11,008 outputs, 4,096 inputs."""
     assert lesson_11.READ_THE_SHAPES.answer == 11_008
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_solution_that_sorts_tracebacks_finds_the_entries_they_were_made_of(seed):
+    for (text,) in lesson_11.ENTRY_OF.inputs(seed):
+        assert lesson_11.entry_of(text) == lesson_11.ENTRY_OF.answer(text)
 
 
 def test_the_parts_of_the_memory_are_those_of_the_lesson():

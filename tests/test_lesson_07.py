@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from course_utils import ROOT, memory
+from course_utils import ROOT, memory, models
 from course_utils.questions import find, lesson_07
 
 LESSON = ROOT / "source" / "lessons" / "07_load_in_4bit.py"
@@ -119,9 +119,16 @@ def test_the_share_of_the_mixture_is_that_of_its_architecture() -> None:
     assert 100 * groups["linear layers"] / sum(groups.values()) == pytest.approx(find("07.5").answer, abs=find("07.5").within)
 
 
-def test_bits_after_the_first_pass_are_those_of_the_packed_path() -> None:
+def test_scales_after_the_first_pass_are_those_of_the_packed_path() -> None:
     """The repacking is plain PyTorch and runs on any CPU; the kernel that needs it doesn't."""
     codes, state = quantize_4bit(torch.randn(128, 256), quant_type="nf4", compress_statistics=True)
     codes, state = _convert_weight_packed_for_cpu(codes, state)
-    assert 8 * (codes.nbytes + state.absmax.nbytes) / (128 * 256) == find("07.6").answer
+    llama = models.architecture("Llama-2-7b")
+    weights = memory.weight_groups(llama)["linear layers"]
+    assert weights == 6_476_005_376
+    assert state.absmax.nbytes * weights // (128 * 256) == find("07.6").answer
     assert not state.nested
+
+    as_loaded = [memory.tensor_bytes_in_4bit(layer.weight.numel(), double_quant=True) - layer.weight.numel() // 2
+                 for name, layer in llama.named_modules() if isinstance(layer, torch.nn.Linear) and name != "lm_head"]  # fmt: skip
+    assert sum(as_loaded) == next(mistake.wrong for mistake in find("07.6").mistakes if mistake.name == "as loaded")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
+from typing import Any
 
 import bitsandbytes
 import pytest
@@ -15,9 +17,9 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from course_utils import models
-from course_utils.linear import HandLinear4bit, load_in_4bit_by_hand
+from course_utils.linear import HandLinear4bit, MultiplyByQuantized, load_in_4bit_by_hand
 from course_utils.memory import tensor_bytes_in_4bit
-from course_utils.quantize import FLOAT_DTYPES
+from course_utils.quantize import FLOAT_DTYPES, Quantized4bit
 
 QUESTION = "What is 2+2?"
 
@@ -143,12 +145,40 @@ def test_there_is_no_gradient_for_the_weight() -> None:
     assert layer(random(3, 128).requires_grad_()).requires_grad
 
 
-def test_backward_keeps_four_bits_and_not_the_weight() -> None:
-    layer = HandLinear4bit.from_linear(a_linear(bias=False))
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        layer(random(3, 128).requires_grad_())
-    assert all(tensor.numel() < layer.weight.shape.numel() for tensor in kept)
+def bytes_of_all_tensors() -> int:
+    """Bytes of the tensors that Python can reach, each memory counted once."""
+    gc.collect()
+    tensors = (found for found in gc.get_objects() if type(found) is Tensor)
+    storages = (tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu" and tensor.layout == torch.strided)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def bytes_kept_for_the_way_back(forward: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """What is there after a forward pass and wasn't before, besides the output: saved by autograd, or hung on `ctx`."""
+    before = bytes_of_all_tensors()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):  # so that Python can reach them
+        output = forward(x)
+    return bytes_of_all_tensors() - before - output.nbytes
+
+
+class KeepsTheWeight(MultiplyByQuantized):
+    """The mistake that `saved_tensors_hooks` alone doesn't see."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Quantized4bit, bias: Tensor | None) -> Tensor:
+        ctx.full = weight.dequantize(x.dtype)
+        return F.linear(x, ctx.full, bias)
+
+
+@compute_dtypes
+def test_backward_keeps_four_bits_and_not_the_weight(compute_dtype: torch.dtype) -> None:
+    layer = HandLinear4bit.from_linear(a_linear(1024, 256, bias=False), compute_dtype=compute_dtype)
+    x = random(3, 1024).to(compute_dtype).requires_grad_()
+    full = layer.weight.dequantize(compute_dtype).nbytes
+    assert bytes_kept_for_the_way_back(layer, x) < full / 100
+    # and the measurement can tell: by autograd alone, and by a Function that keeps the weight, it is kept
+    assert bytes_kept_for_the_way_back(lambda x: F.linear(x, layer.weight.dequantize(compute_dtype)), x) >= full
+    assert bytes_kept_for_the_way_back(lambda x: KeepsTheWeight.apply(x, layer.weight, None), x) >= full
 
 
 @nested_or_not

@@ -303,8 +303,8 @@ def summary(ledger: Sequence[Claim]) -> str:
     """The README's part: how many rows have each verdict, and one line for each row marked as a headline."""
     number = ", ".join(f"{verdict} {count}" for verdict, count in claims.counts(ledger).items())
     lines = [
-        f"[The ledger](claims.yml) has {len(ledger)} claims about 4-bit loading, those of the short lesson that the course grew from",
-        "and well-known ones of others.",
+        f"[The ledger](claims.yml) has {len(ledger)} claims about 4-bit loading, those of the short lesson that the course grew from,",
+        "well-known ones of others, and one of its own.",
         f"Each has a verdict, and the cell or the measurement that shows it: {number}.",
         "`make claim` lists them; `make claim ID=memory-87.5` runs the evidence of one. Some of them:",
         "",

@@ -5,6 +5,7 @@ runs the same cases on a CPU in a process of its own. What came of each goes to 
 prints a table of it.
 
     python -m tools.compare_versions
+    python -m tools.compare_versions 0.46.0             one version; the records of the others stay
     python -m tools.compare_versions --cases-from 0     only the cases, with the bitsandbytes that Python finds: a line of JSON for each
 """
 
@@ -17,6 +18,7 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from itertools import product
@@ -31,7 +33,7 @@ from course_utils import ROOT
 from course_utils.codebooks import CODEBOOKS
 from course_utils.quantize import SCALE_VALUES, quantize_4bit
 
-VERSIONS = ("0.45.5", "0.47.0", "0.48.2", "0.49.2", "0.50.2")
+VERSIONS = ("0.45.5", "0.46.0", "0.47.0", "0.48.2", "0.49.2", "0.50.2")
 VERSIONS_FILE = ROOT / "measurements" / "bitsandbytes_versions.json"
 FOLDER = ROOT / "build" / "bitsandbytes"
 
@@ -150,10 +152,15 @@ def run_cases(folder: Path) -> list[dict[str, Any]]:
     return results
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Compare versions of bitsandbytes with the course, on a CPU.")
+    parser.add_argument("releases", nargs="*", metavar="RELEASE", help=f"of {', '.join(VERSIONS)}; without it all of them")
     parser.add_argument("--cases-from", type=int, help="only run the cases, from this one on, with the bitsandbytes that is found")
-    choice = parser.parse_args()
+    choice = parser.parse_args(arguments)
+    for release in choice.releases:
+        if release not in VERSIONS:
+            parser.error(f"{release} is not among the versions compared: {', '.join(VERSIONS)}")
     if choice.cases_from is not None:
         with torch.compiler.set_stance("force_eager"):  # odd counts would be compiled, which takes seconds
             for case in ALL[choice.cases_from :]:
@@ -173,10 +180,16 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": version("torch")},
         "bitsandbytes": {},
     }
-    for release in VERSIONS:
+    if choice.releases:
+        kept = json.loads(VERSIONS_FILE.read_text(encoding="utf-8"))
+        if (kept["machine"], kept["versions"]) != (record["machine"], record["versions"]):
+            sys.exit(f"{VERSIONS_FILE.name} was written on another machine or with other versions: run all releases again.")
+        record["bitsandbytes"] = kept["bitsandbytes"]
+    for release in choice.releases or VERSIONS:
         record["bitsandbytes"][release] = results = run_cases(install(release))
         counts = {outcome: sum(result["outcome"] == outcome for result in results) for outcome in OUTCOMES}
         print(release, ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
+    record["bitsandbytes"] = {release: record["bitsandbytes"][release] for release in VERSIONS if release in record["bitsandbytes"]}
     VERSIONS_FILE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{VERSIONS_FILE.relative_to(ROOT)} is written.")
 

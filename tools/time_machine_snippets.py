@@ -33,8 +33,9 @@ class Snippet:
         source: words of the message as they stand in a library's source, to be looked for where the program can't get that far.
             None if Python itself makes the message.
         folklore: the error as the lesson that the course grew from gives it.
-        also: other wordings of it, from hardware that the time machine doesn't have.
+        also: other wordings of it: from hardware that the time machine doesn't have, from other versions, or further up in a traceback.
         alone: run it in a process of its own, without `TINY` before it.
+        needs_gpu: only a GPU raises it, so that no record says which versions do.
     """
 
     entry: str
@@ -44,6 +45,7 @@ class Snippet:
     folklore: str | None = None
     also: tuple[str, ...] = ()
     alone: bool = False
+    needs_gpu: bool = False
 
 
 SNIPPETS = {
@@ -53,11 +55,13 @@ SNIPPETS = {
         "expected scalar type Double but found Half",
         "torch.nn.functional.conv1d(torch.ones(1, 4, 8, dtype=torch.float64), torch.ones(1, 4, 3, dtype=torch.float16))",
         folklore="RuntimeError: Expected scalar type Double but found Half",
+        also=("RuntimeError: Input type (float) and bias type (c10::Half) should be the same",),
     ),
     "double_and_half_in_a_product": Snippet(
         "1. Scalar type Double, found Half",
         "to have the same dtype",
         "torch.ones(1, 4, dtype=torch.float64) @ torch.ones(4, 3, dtype=torch.float16)",
+        also=("RuntimeError: mat1 and mat2 must have the same dtype, but got Double and Half",),
     ),
     "attribute_of_the_class": Snippet(
         "2. BitsAndBytesConfig has no attribute",
@@ -92,12 +96,14 @@ torch.zeros(2**30)
         'torch.zeros(2**50, device="cuda")',
         source="CUDA out of memory. Tried to allocate",
         also=("OutOfMemoryError: CUDA out of memory. Tried to allocate",),
+        needs_gpu=True,
     ),
     "fragmentation": Snippet(
         "3. Out of memory, although the model is in 4 bits",
         "expandable_segments:True to avoid fragmentation",
         'torch.zeros(2**50, device="cuda")',
         source="expandable_segments:True to avoid fragmentation",
+        needs_gpu=True,
     ),
     "checkpoint_of_a_gpu": Snippet(
         "4. No `_builtin_model_class` was stored",
@@ -187,6 +193,11 @@ AutoModelForCausalLM.from_pretrained("tiny", quantization_config=config)
         "No GPU found. A GPU is needed for quantization.",
         "print(type(load().model.layers[0].self_attn.q_proj).__name__)",
         source="No GPU found. A GPU is needed for quantization",
+        also=(
+            "RuntimeError: CUDA is required but not available for bitsandbytes",
+            "NotImplementedError: Device type not supported for FP4 quantization: cpu",
+            "AssertionError: Torch not compiled with CUDA enabled",
+        ),
     ),
     "bitsandbytes_missing": Snippet(
         "11. Requires bitsandbytes, although it is installed",
@@ -217,6 +228,12 @@ from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary
 ErrorHandlerMockBNBNativeLibrary("No compatible CUDA binary found at libbitsandbytes_cuda999.so").cquantize_blockwise_fp16_nf4()
 """,
         source="Attempted to use bitsandbytes native library functionality but it's not available",
+        also=(
+            "RuntimeError: CUDA SETUP ERROR: Missing dependency: libcudart.so",
+            "RuntimeError: CUDA VERSION MISMATCH Requested CUDA version Detected PyTorch CUDA version Available pre-compiled versions",
+            "RuntimeError: CUDA Setup failed despite GPU being available. Please run the following command to get more information",
+            "RuntimeError: CUDA Setup failed despite CUDA being available. Please run the following command to get more information",
+        ),
     ),
     "checkpoint_without_its_config": Snippet(
         "14. A 4-bit checkpoint that forgot its config",
@@ -232,6 +249,11 @@ Path("packed/config.json").write_text(json.dumps(config))
 AutoModelForCausalLM.from_pretrained("packed")
 """,
         source="You set `ignore_mismatched_sizes` to `False`",
+        also=(
+            "RuntimeError: Error(s) in loading state_dict for Linear: size mismatch for weight: copying a param with shape "
+            "torch.Size([4096, 1]) from checkpoint, the shape in current model is torch.Size([64, 128]).",
+            "RuntimeError: Blockwise 4bit quantization only supports 16/32-bit floats, but got torch.uint8",
+        ),
     ),
     "quantized_twice": Snippet(
         "14. A 4-bit checkpoint that forgot its config",
@@ -252,6 +274,10 @@ AutoModelForCausalLM.from_pretrained("packed", quantization_config=BitsAndBytesC
         "We couldn't connect to",
         'AutoModelForCausalLM.from_pretrained("meta-llama/Llama-2-7b-hf", quantization_config=BitsAndBytesConfig(load_in_4bit=True))',
         source="We couldn't connect to '",
+        also=(
+            "LocalEntryNotFoundError: Cannot find the requested files in the disk cache and outgoing traffic has been disabled. "
+            "To enable hf.co look-ups and downloads online, set 'local_files_only' to False.",
+        ),
     ),
     "gated": Snippet(
         "15. Offline, and gated",
@@ -275,6 +301,12 @@ from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained("meta-llama/Llama-2-7b-hf")
 """,
         source="You are trying to access a gated repo",
+        also=(
+            "GatedRepoError: 401 Client Error. Cannot access gated repo for url. Access to model is restricted. "
+            "You must have access to it and be authenticated to access it. Please log in.",
+            "GatedRepoError: 403 Client Error. Cannot access gated repo for url. Access to model is restricted "
+            "and you are not in the authorized list.",
+        ),
         alone=True,
     ),
     # --- using ---
@@ -283,6 +315,7 @@ AutoModelForCausalLM.from_pretrained("meta-llama/Llama-2-7b-hf")
         "`.to` is not supported for `4-bit` or `8-bit`",
         'load().to("cpu")',
         source="`.to` is not supported for `4-bit` or `8-bit`",
+        also=("ValueError: Calling `to()` is not supported for `4-bit` quantized models with the installed version of bitsandbytes.",),
     ),
     "cast": Snippet(
         "16. Neither moved nor cast",
@@ -311,12 +344,14 @@ with torch.no_grad():
     layer(torch.ones(1, 128))
 """,
         source="N must be divisible by block_n",
+        also=("AssertionError: K must be even", "RuntimeError: shape '[128, 5]' is invalid for input of size 648"),
     ),
     "not_quantized_yet": Snippet(
         "19. AssertionError, and nothing more",
         "",
         "import bitsandbytes\nbitsandbytes.nn.Linear4bit(64, 64)(torch.ones(1, 64))",
         source="quantization state not initialized",
+        also=("fix_4bit_weight_quant_state_from_module assert module.weight.shape[1] == 1 AssertionError",),
     ),
     # --- training and saving ---
     "training_without_adapters": Snippet(
@@ -332,6 +367,7 @@ Trainer(model=load(), args=TrainingArguments(output_dir="out", report_to=[]))
         "21. Gradients for packed weights",
         "can require gradients",
         "load().model.layers[0].self_attn.q_proj.weight.requires_grad_()",
+        also=("RuntimeError: Only Tensors of floating point and complex dtype can require gradients",),
     ),
     "nothing_to_train": Snippet(
         "21. Gradients for packed weights",

@@ -609,32 +609,39 @@ OUTLIERS = NumberQuestion(
 
 # --- 03.7 ------------------------------------------------------------------------------------------------------------------------
 
-PRICE_OF_A_ZERO_POINT = NumberQuestion(
+PRICE_OF_Q4_1 = NumberQuestion(
     id="03.7",
     title="Price another format",
     points=1,
     difficulty=2,
     minutes=5,
     name="bits_for_each",
-    answer=4 + (16 + 4) / 128,
+    answer=4 + (16 + 16) / 32,
     within=1e-6,
     hints=(
         "What does one block store beside its codes? Add up those bits, and share them among its weights.",
-        "A scale of 16 bits and a zero point of 4, for 128 weights.",
+        "A scale of 16 bits and a smallest value of 16 bits, for 32 weights.",
     ),
-    solution="bits_for_each = 4 + (16 + 4) / 128",
+    solution="bits_for_each = 4 + (16 + 16) / 32",
     mistakes=(
-        Mistake("no zero point", 4 + 16 / 128, "the zero point is missing: 4 more bits for each block."),
-        Mistake("float32 scale", 4 + (32 + 4) / 128, "you have taken a scale of 32 bits, as bitsandbytes has it: here it is a float16."),
         Mistake(
-            "zero point as a float16", 4 + (16 + 16) / 128, "you have taken 16 bits for the zero point: it is one of 16 codes, 4 bits."
+            "no smallest value, or blocks of 64",
+            4 + 16 / 32,
+            "a number is missing, or you have shared both among 64 weights: a block has a scale, a smallest value, and 32 weights.",
         ),
-        Mistake("blocks of 64", 4 + (16 + 4) / 64, "you have shared them among 64 weights: here a block has 128."),
-        Mistake("overhead alone", (16 + 4) / 128, "that is the share of scale and zero point: each weight has its code of 4 bits besides."),
-        Mistake("codes forgotten twice", 4.5, "that is bitsandbytes, with float32 scales for blocks of 64: read the sizes again."),
-        Mistake("a zero point for each weight", 8 + 16 / 128, "there is one zero point for each block and not for each weight."),
-        Mistake("not shared", 4 + 16 + 4, "128 weights share a scale and a zero point: divide their bits by 128."),
-        Mistake("one scale for all", 4, "those are the codes alone: each block has a scale and a zero point besides."),
+        Mistake("float32 scale", 4 + (32 + 16) / 32, "you have taken one of the two numbers as a float32: both are float16, 16 bits."),
+        Mistake("two float32", 4 + (32 + 32) / 32, "you have taken two numbers of 32 bits: both are float16."),
+        Mistake(
+            "smallest value as a code",
+            4 + (16 + 4) / 32,
+            "you have taken 4 bits for the smallest value, as for a zero point: it is no code here but a float16.",
+        ),
+        Mistake("blocks of 128", 4 + (16 + 16) / 128, "you have shared them among 128 weights: here a block has 32."),
+        Mistake("overhead alone", (16 + 16) / 32, "that is the share of the two numbers: each weight has its code of 4 bits besides."),
+        Mistake("one for each weight", 4 + 16 + 16 / 32, "there is one smallest value for each block and not for each weight."),
+        Mistake("not shared", 4 + 16 + 16, "32 weights share a scale and a smallest value: divide their bits by 32."),
+        Mistake("a whole block", 32 * 4 + 16 + 16, "those are the bits of a whole block: divide them by its 32 weights."),
+        Mistake("one scale for all", 4, "those are the codes alone: each block has a scale and a smallest value besides."),
     ),
 )
 
@@ -675,6 +682,6 @@ QUESTIONS = (
     FIND_THE_BLOCK,
     INT4_IN_BLOCKS,
     OUTLIERS,
-    PRICE_OF_A_ZERO_POINT,
+    PRICE_OF_Q4_1,
     SET_THE_WORDS_RIGHT,
 )

@@ -406,27 +406,29 @@ SHARE_OF_A_MIXTURE = NumberQuestion(
 
 # --- 07.6 ------------------------------------------------------------------------------------------------------------------------
 
-BITS_AFTER_THE_FIRST_PASS = NumberQuestion(
+SCALES_AFTER_THE_FIRST_PASS = NumberQuestion(
     id="07.6",
     title="Weigh it after the first forward pass",
     points=1,
     difficulty=2,
     minutes=5,
-    name="bits_a_weight",
-    answer=4.25,
-    within=1e-6,
+    name="bytes_of_scales",
+    answer=202_375_168,
+    within=0.5,
     hints=(
         "What becomes of double quantization, and in which format are the scales afterwards?",
-        "4 bits for the code, and one bfloat16 scale for 64 weights.",
+        "One scale for every 64 weights. Double quantization is undone, and each scale is a bfloat16.",
     ),
-    solution="bits_a_weight = 4 + 16 / 64  # double quantization is undone, and the scales are bfloat16",
+    solution="bytes_of_scales = 6_476_005_376 // 64 * 2  # double quantization is undone, and the scales are bfloat16",
     mistakes=(
-        Mistake("as loaded", 4.126953125, "this is before the pass: on this path double quantization is undone."),
-        Mistake("three digits", 4.127, "so it is before the pass: on this path double quantization is undone."),
-        Mistake("float32 scales", 4.5, "the scales aren't float32 on this path: they become bfloat16."),
-        Mistake("8-bit scales", 4.125, "the scales aren't 8-bit codes any more: they become bfloat16."),
-        Mistake("no scales", 4.0, "the scales are missing."),
-        Mistake("bfloat16 weights", 16.0, "the weights stay codes of 4 bits: it is the scales that become bfloat16."),
+        Mistake("as loaded", 102_769_536, "this is before the pass, offsets included: on this path double quantization is undone."),
+        Mistake("as loaded, no offsets", 102_768_640, "this is before the pass: on this path double quantization is undone."),
+        Mistake("float32 scales", 404_750_336, "the scales aren't float32 on this path: they become bfloat16."),
+        Mistake("8-bit scales", 101_187_584, "the scales aren't 8-bit codes any more: they become bfloat16, 2 bytes each."),
+        Mistake("bits", 8 * 202_375_168, "8 times too much: bytes, not bits."),
+        Mistake("codes too", 3_440_377_856, "this is codes and scales together: only the scales are asked for."),
+        Mistake("codes only", 3_238_002_688, "these are the codes: the scales are asked for."),
+        Mistake("a scale for each weight", 12_952_010_752, "you have a scale for each weight: 64 weights share one."),
     ),
 )
 
@@ -477,13 +479,19 @@ EXPLAIN_THE_MIXTURE = ExplanationQuestion(
         "To check: print the share of the weights that have a quant_state, or the dtype and shape of the parameters of one mlp: bfloat16,\n"
         "three dimensions.\n"
         "The figure in the blog is from the time of transformers 4, when each expert was three linear layers. Even then the weights alone\n"
-        "were 24.5 GB. Options: several cards, a library or format that quantizes experts, or a smaller model."
+        "were 24.5 GB. Options: several cards, a library or format that quantizes experts, or a smaller model. No setting of\n"
+        "BitsAndBytesConfig does it, but a function does, after loading: replace_parameter_4bit of bitsandbytes.nn.parametrize. It is\n"
+        "experimental, and the 16-bit experts must fit into memory first."
     ),
     rubric=(
         (1, "The cause: in transformers 5 experts are tensors of three dimensions, no linear layers, and are left as they are."),
         (1, "A figure: 91 GB instead of 24.5, or 2 % saved, or a share in 4 bits that is small."),
         (1, "A check that the colleague can run: dtype and shape of the experts' parameters, or the share of weights with a quant_state."),
-        (1, "An honest way out, and no setting that doesn't exist: more cards, a format that quantizes experts, another model."),
+        (
+            1,
+            "An honest way out, and no setting that doesn't exist: more cards, a format that quantizes experts, another model, or "
+            "replace_parameter_4bit after loading, which needs room for the 16 bits first.",
+        ),
     ),
 )
 
@@ -493,7 +501,7 @@ QUESTIONS = (
     TWO_FOOTPRINTS,
     PEAK_WHILE_LOADING,
     SHARE_OF_A_MIXTURE,
-    BITS_AFTER_THE_FIRST_PASS,
+    SCALES_AFTER_THE_FIRST_PASS,
     READ_THE_DTYPE,
     EXPLAIN_THE_MIXTURE,
 )

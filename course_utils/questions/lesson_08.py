@@ -60,7 +60,7 @@ ERROR_OF_AN_ACCURACY = NumberQuestion(
     solution="from math import sqrt\n\nerror = 100 * sqrt(0.9 * 0.1 / 200)",
     mistakes=(
         Mistake("a share", sqrt(0.9 * 0.1 / 200), "that is a share: asked are percentage points, 100 times as much."),
-        Mistake("no n", 30.0, "that is the spread of one answer: divide by the root of the number of questions."),
+        Mistake("no n", 30.0, "that is the standard deviation of one answer: divide by the root of the number of questions."),
         Mistake("n for its root", 100 * 0.3 / 200, "you have divided by the number of questions: divide by its root."),
         Mistake("no root", 100 * 0.09 / 200, "the square root is missing."),
         Mistake("two errors", 200 * sqrt(0.9 * 0.1 / 200), "that is twice the standard error."),
@@ -78,24 +78,26 @@ WHAT_CAN_HIDE = NumberQuestion(
     difficulty=2,
     minutes=6,
     name="questions",
-    answer=299,
-    within=1.5,
+    answer=598,
+    within=2.5,  # 3 / 0.005 = 600 is the rule of three
     hints=(
-        "If one answer in a hundred is wrong, one question is answered rightly with probability 0.99, and n "
-        "questions in a row with 0.99 ** n.",
-        "For which n does 0.99 ** n fall below 0.05? Take logarithms: n = log(0.05) / log(0.99).",
+        "If one answer in two hundred is wrong, one question is answered rightly with probability 0.995, and n "
+        "questions in a row with 0.995 ** n.",
+        "For which n does 0.995 ** n fall below 0.05? Take logarithms: n = log(0.05) / log(0.995).",
     ),
-    solution="from math import ceil, log\n\nquestions = ceil(log(0.05) / log(0.99))",
+    solution="from math import ceil, log\n\nquestions = ceil(log(0.05) / log(0.995))",
     mistakes=(
         Mistake(
             "one wrong expected",
-            100.0,
-            "with 100 questions you expect one wrong answer, but 100 right ones still come up 37 % of the time.",
+            200.0,
+            "with 200 questions you expect one wrong answer, but 200 right ones still come up 37 % of the time.",
         ),
-        Mistake("95 for 5", 5.0, "that is where the chance of seeing a wrong answer reaches 5 %: it is to be 95 %."),
-        Mistake("half the time", 69.0, "that is where a fault shows half of the time: it is to show in 19 runs of 20."),
-        Mistake("one in a hundred", 459.0, "that is where all are right one time in a hundred: one time in twenty will do."),
-        Mistake("one in a thousand", 2995.0, "ten times too many: that is for one wrong answer in a thousand."),
+        Mistake("95 for 5", 11.0, "that is where the chance of seeing a wrong answer reaches 5 %: it is to be 95 %."),
+        Mistake("half the time", 139.0, "that is where a fault shows half of the time: it is to show in 19 runs of 20."),
+        Mistake("one run in a hundred", 919.0, "that is where all are right one time in a hundred: one time in twenty will do."),
+        Mistake(
+            "one answer in a hundred", 299.0, "that is for one wrong answer in a hundred: half as many faults take twice the questions."
+        ),
         Mistake("a fifth", 20.0, "that is the twenty of one time in twenty: how many right answers in a row have a probability of 1/20?"),
     ),
 )
@@ -103,98 +105,85 @@ WHAT_CAN_HIDE = NumberQuestion(
 # --- 08.4 ------------------------------------------------------------------------------------------------------------------------
 
 
-def p_value(first, second):
-    """How often fair coins fall at least as unevenly as the questions on which two formats differ."""
+def fewest_lost(won):
+    """How many questions must be lost, with so many won, for p < 0.05."""
     from math import comb
 
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    coins = only_first + only_second
-    as_uneven = sum(comb(coins, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * as_uneven / 2**coins)
+    lost = won
+    while 2 * sum(comb(won + lost, k) for k in range(won + 1)) / 2 ** (won + lost) >= 0.05:
+        lost += 1
+    return lost
 
 
-def _counts(first: list[bool], second: list[bool]) -> tuple[int, int]:
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    return only_first, sum(b and not a for a, b in zip(first, second, strict=True))
+def _first_lost(won: int, enough: Callable[[int], bool]) -> int:
+    """The smallest number of lost questions, from `won` on, that is enough."""
+    return next(lost for lost in range(won, 1000) if enough(lost))
 
 
 def _tail(coins: int, fewest: int) -> float:
     return sum(comb(coins, k) for k in range(fewest + 1)) / 2**coins
 
 
-def _not_at_most_one(first: list[bool], second: list[bool]) -> float:
-    a, b = _counts(first, second)
-    return 2 * _tail(a + b, min(a, b))
-
-
-def _one_sided(first: list[bool], second: list[bool]) -> float:
-    a, b = _counts(first, second)
-    return _tail(a + b, min(a, b))
-
-
-def _exactly_as_uneven(first: list[bool], second: list[bool]) -> float:
-    a, b = _counts(first, second)
-    return min(1.0, 2 * comb(a + b, min(a, b)) / 2 ** (a + b))
-
-
-def _all_are_coins(first: list[bool], second: list[bool]) -> float:
-    a, b = _counts(first, second)
-    return min(1.0, 2 * _tail(len(first), min(a, b)))
-
-
-def _only_against_the_second(first: list[bool], second: list[bool]) -> float:
-    a, b = _counts(first, second)
-    return min(1.0, 2 * _tail(a + b, b))
-
-
-def _papers(seed: int) -> list[tuple[list[bool], list[bool]]]:
+def _won_questions(seed: int) -> list[tuple[int]]:
     rng = random.Random(f"08.4 {seed}")
-
-    def paper(only_first: int, only_second: int, both: int, neither: int) -> tuple[list[bool], list[bool]]:
-        pairs = [(True, False)] * only_first + [(False, True)] * only_second + [(True, True)] * both + [(False, False)] * neither
-        rng.shuffle(pairs)
-        return [a for a, _ in pairs], [b for _, b in pairs]
-
-    return [
-        ([True] * 10, [True] * 5 + [False] * 5),
-        paper(6, 1, 5, 2),
-        paper(1, 5, 9, 1),
-        paper(3, 3, 8, 0),  # even: the probability of both sides would be more than 1
-        paper(0, 0, 4, 3),  # no coin at all
-        paper(rng.randint(8, 20), rng.randint(2, 7), rng.randint(20, 60), rng.randint(1, 9)),
-        paper(rng.randint(2, 7), rng.randint(8, 20), rng.randint(20, 60), rng.randint(1, 9)),
-    ]
+    return [(0,), (1,), (4,), (rng.randint(8, 20),), (rng.randint(21, 50),)]
 
 
 TOSS_COINS = FunctionQuestion(
     id="08.4",
-    title="Toss the coins",
+    title="Toss until it can't be chance",
     points=3,
     difficulty=3,
     minutes=12,
-    name="p_value",
-    answer=p_value,
-    inputs=_papers,
-    tolerance=1e-9,
+    name="fewest_lost",
+    answer=fewest_lost,
+    inputs=_won_questions,
     hints=(
-        "Count the questions that only the first got right, and those that only the second did. All others are left out.",
+        "The coins are the questions on which the formats differ, won and lost ones together. Find p for a number of lost ones first.",
         "Of n fair coins, exactly k fall one way with probability comb(n, k) / 2 ** n (math.comb). At least "
-        "as uneven: k from 0 up to the smaller "
-        "of your two counts.",
-        "Uneven in one direction or in the other: twice as much, and never more than 1. Without any coin it is 1.",
+        "as uneven, one way: k from 0 up to `won`. The other way is as likely, so p is twice as much.",
+        "Begin with lost = won, and add 1 to it while p is 0.05 or more.",
     ),
     mistakes=(
-        Mistake("one direction", _one_sided, "you count coins that fall one way only: as uneven the other way counts too, twice as much."),
-        Mistake("exactly", _exactly_as_uneven, "that is the probability of exactly this result: more uneven ones count too."),
         Mistake(
-            "all are coins", _all_are_coins, "you toss a coin for every question: those on which both agree say nothing, leave them out."
+            "one direction",
+            lambda won: _first_lost(won, lambda lost: _tail(won + lost, won) < 0.05),
+            "you count coins that fall one way only: as uneven the other way counts too, twice as much.",
         ),
-        Mistake("more than one", _not_at_most_one, "a probability is at most 1: with even counts, both directions overlap."),
         Mistake(
-            "against the second only",
-            _only_against_the_second,
-            "you count up to what only the second got right: it is the smaller of the two counts, whichever that is.",
+            "exactly as uneven",
+            lambda won: _first_lost(won, lambda lost: 2 * comb(won + lost, won) / 2 ** (won + lost) < 0.05),
+            "you count only what is exactly as uneven: more uneven counts too.",
+        ),
+        Mistake(
+            "all coins",
+            lambda won: fewest_lost(won) + won,
+            "that is the number of coins, lost and won together: how many of them are lost?",
+        ),
+        Mistake(
+            "how many more",
+            lambda won: fewest_lost(won) - won,
+            "that is by how many more are lost than won: how many are lost?",
+        ),
+        Mistake(
+            "the last that is not enough",
+            lambda won: fewest_lost(won) - 1,
+            "one too few: with so many lost, p is still 0.05 or more.",
+        ),
+        Mistake(
+            "from no lost question on",
+            lambda won: next(lost for lost in range(1000) if 2 * _tail(won + lost, min(won, lost)) < 0.05),
+            "with fewer lost than won the test speaks for the format: begin with as many lost as won.",
+        ),
+        Mistake(
+            "always six more",
+            lambda won: won + 6,
+            "six more lost than won will do where none is won: the more coins there are, the more uneven they may fall by chance.",
+        ),
+        Mistake(
+            "two errors",
+            lambda won: _first_lost(won, lambda lost: lost - won > 1.96 * sqrt(lost + won)),
+            "that is 1.96 standard errors, which holds for many coins only: for few, count the ways in which they can fall.",
         ),
     ),
 )
@@ -202,56 +191,68 @@ TOSS_COINS = FunctionQuestion(
 # --- 08.5 ------------------------------------------------------------------------------------------------------------------------
 
 
-def perplexity(losses, tokens):
-    """The perplexity of answers, from the loss of each in nats and the number of its tokens."""
-    from math import exp, fsum
+def perplexity_of_all(perplexities, tokens):
+    """The perplexity of papers taken together, from that of each and the number of its tokens."""
+    from math import exp, log
 
-    return exp(fsum(losses) / sum(tokens))
+    losses = [count * log(perplexity) for perplexity, count in zip(perplexities, tokens, strict=True)]
+    return exp(sum(losses) / sum(tokens))
 
 
-def _answers(seed: int) -> list[tuple[list[float], list[int]]]:
+def _several_papers(seed: int) -> list[tuple[list[float], list[int]]]:
     rng = random.Random(f"08.5 {seed}")
-    many = [rng.randint(2, 32) for _ in range(40)]
+    many = [rng.randint(2, 3000) for _ in range(8)]
     return [
-        ([log(2), log(4), log(16)], [1, 2, 4]),
-        ([0.0, 3.0], [9, 1]),
-        ([rng.uniform(0.0, 0.4) * n for n in many], many),
+        ([2.0, 4.0, 16.0], [2, 1, 1]),
+        ([1.0, 8.0], [9, 1]),
+        ([rng.uniform(1.0, 9.0) for _ in many], many),
     ]
+
+
+def _losses(perplexities: list[float], tokens: list[int]) -> list[float]:
+    return [n * log(p) for p, n in zip(perplexities, tokens, strict=True)]
 
 
 POOLED_PERPLEXITY = FunctionQuestion(
     id="08.5",
-    title="Add up a paper",
+    title="Put papers together",
     points=2,
     difficulty=2,
     minutes=7,
-    name="perplexity",
-    answer=perplexity,
-    inputs=_answers,
+    name="perplexity_of_all",
+    answer=perplexity_of_all,
+    inputs=_several_papers,
     tolerance=1e-9,
     hints=(
-        "An answer's loss is already the sum over its tokens. How large is the mean loss of a token, over the whole paper?",
-        "Add up all losses, divide by the number of all tokens, and raise e to it (math.exp).",
+        "Go back to the losses: the mean loss of a paper's tokens is the logarithm of its perplexity. What is the loss of the whole paper?",
+        "Multiply each logarithm by the number of tokens and add up. Divide by the number of all tokens, and raise e to it (math.exp).",
     ),
     mistakes=(
         Mistake(
             "mean of perplexities",
-            lambda losses, tokens: fsum(exp(a / n) for a, n in zip(losses, tokens, strict=True)) / len(losses),
-            "that is the mean of the answers' perplexities: take the mean of the losses first, over all tokens, and raise e to it last.",
+            lambda perplexities, tokens: fsum(perplexities) / len(perplexities),
+            "that is the mean of the perplexities: take the mean of the losses, over all tokens, and raise e to it.",
         ),
         Mistake(
-            "every answer alike",
-            lambda losses, tokens: exp(fsum(a / n for a, n in zip(losses, tokens, strict=True)) / len(losses)),
-            "you give each answer the same weight: each token has the same weight, so a long answer counts for more.",
+            "mean over tokens",
+            lambda perplexities, tokens: fsum(p * n for p, n in zip(perplexities, tokens, strict=True)) / sum(tokens),
+            "you weigh by tokens, which is right, but you average perplexities: average the losses, and raise e to the mean.",
         ),
         Mistake(
-            "divided by answers",
-            lambda losses, tokens: exp(fsum(losses) / len(losses)),
-            "you have divided by the number of answers: divide by the number of tokens.",
+            "every paper alike",
+            lambda perplexities, tokens: exp(fsum(map(log, perplexities)) / len(perplexities)),
+            "you give each paper the same weight: each token has the same weight, so a long paper counts for more.",
         ),
-        Mistake("the loss", lambda losses, tokens: fsum(losses) / sum(tokens), "that is the mean loss: raise e to it."),
-        Mistake("base 2", lambda losses, tokens: 2 ** (fsum(losses) / sum(tokens)), "the losses are in nats: raise e to them, not 2."),
-        Mistake("not divided", lambda losses, tokens: exp(fsum(losses)), "that is for all tokens together: divide by their number first."),
+        Mistake(
+            "the loss",
+            lambda perplexities, tokens: fsum(_losses(perplexities, tokens)) / sum(tokens),
+            "that is the mean loss of a token: raise e to it.",
+        ),
+        Mistake(
+            "two bases",
+            lambda perplexities, tokens: 2 ** (fsum(_losses(perplexities, tokens)) / sum(tokens)),
+            "you have taken natural logarithms and raised 2 to their mean: use one base for both.",
+        ),
     ),
 )
 
@@ -261,8 +262,8 @@ POOLED_PERPLEXITY = FunctionQuestion(
 def questions_needed(only_first, only_second, asked):
     """How many questions it takes to see the difference, 1.96 errors, with a power of 80 %. Not rounded."""
     difference = (only_first - only_second) / asked
-    spread_squared = (only_first + only_second) / asked - difference**2
-    return (1.96 + 0.84) ** 2 * spread_squared / difference**2
+    variance = (only_first + only_second) / asked - difference**2
+    return (1.96 + 0.84) ** 2 * variance / difference**2
 
 
 def _needed(
@@ -277,8 +278,8 @@ def _needed(
 ) -> float:
     """``questions_needed`` with one of its parts wrong."""
     difference = (only_first - only_second) / asked
-    spread_squared = either(only_first, only_second) / asked - (difference**2 if mean else 0)
-    ratio = errors**2 * spread_squared / difference**2
+    variance = either(only_first, only_second) / asked - (difference**2 if mean else 0)
+    ratio = errors**2 * variance / difference**2
     return ratio if squared else sqrt(ratio)
 
 
@@ -304,10 +305,11 @@ HOW_MANY_QUESTIONS = FunctionQuestion(
     inputs=_differing_counts,
     tolerance=1e-6,
     hints=(
-        "Give each question a number: 1 if only the first got it right, -1 if only the second did, 0 "
-        "otherwise. What is the mean of these numbers?",
-        "The spread squared is the mean of the squares less the square of the mean. The squares are 1 and 0.",
-        "n = (2.8 * spread / difference) ** 2, with the difference (only_first - only_second) / asked.",
+        "A question that only the first got right has 1, one that only the second did has -1, any other 0. "
+        "What is the mean of these numbers, and what is the mean of their squares?",
+        "The mean is (only_first - only_second) / asked, which is the difference. The squares are 1 and 0, so their mean is "
+        "(only_first + only_second) / asked.",
+        "n = 2.8 ** 2 * (mean of the squares - difference ** 2) / difference ** 2.",
     ),
     mistakes=(
         Mistake(
@@ -323,12 +325,12 @@ HOW_MANY_QUESTIONS = FunctionQuestion(
         Mistake(
             "square of the mean left in",
             lambda a, b, n: _needed(a, b, n, mean=False),
-            "that is the mean of the squares: take the square of the mean off, to get the spread squared.",
+            "that is the mean of the squares: take the square of the mean off, to get the square of the standard deviation.",
         ),
         Mistake(
-            "difference as spread",
+            "difference for the squares",
             lambda a, b, n: _needed(a, b, n, either=lambda x, y: abs(x - y)),
-            "you have taken losses and wins against each other in the spread too: there both count as 1, so add them.",
+            "you have taken losses and wins against each other in the standard deviation too: squared, both count as 1, so add them.",
         ),
         Mistake(
             "own questions",
@@ -427,9 +429,7 @@ MULTIPLY_IN_INT8 = FunctionQuestion(
             "the scale of a row of x still sees the outliers: take the absmax after the outlier columns are out.",
         ),
         Mistake("not taken out", _int8_with(none=True), "the outliers went through int8 with all others: take their columns out first."),
-        Mistake(
-            "left out", _int8_with(add=False), "the outlier columns are gone from the result: multiply them by themselves, and add that."
-        ),
+        Mistake("left out", _int8_with(add=False), "the outlier columns are gone from the result: multiply them separately, and add that."),
         Mistake(
             "entries",
             _int8_with(columns=False),

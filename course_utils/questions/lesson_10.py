@@ -5,12 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from course_utils.questions.kinds import ExplanationQuestion, FunctionQuestion, Mistake, NumberQuestion
-
-if TYPE_CHECKING:
-    import torch
 
 # --- 10.1 ------------------------------------------------------------------------------------------------------------------------
 
@@ -42,13 +39,20 @@ HALF_A_MODEL = NumberQuestion(
 # --- 10.2 ------------------------------------------------------------------------------------------------------------------------
 
 
-def damaged_layers(header):
-    """Layers whose scales are neither a row of float32 nor of bytes."""
-    damaged = []
+def judged(header):
+    """From the name of each layer to "fresh", "rounded", "wrong" or "unknown", by the form of its scales."""
+    words = {}
     for name, (dtype, shape) in header.items():
-        if name.endswith(".weight.absmax") and (len(shape) > 1 or dtype not in ("F32", "U8")):
-            damaged.append(name.removesuffix(".weight.absmax"))
-    return damaged
+        if not name.endswith(".weight.absmax"):
+            continue
+        if dtype == "U8":  # double quantization, put back in order if it was repacked
+            word = "unknown"
+        elif len(shape) == 1:
+            word = "fresh"
+        else:
+            word = "rounded" if min(shape) == 1 else "wrong"  # one block in a row: nothing to put in another order
+        words[name.removesuffix(".weight.absmax")] = word
+    return words
 
 
 def _headers(seed: int) -> list[tuple[dict[str, list[Any]]]]:
@@ -66,62 +70,81 @@ def _headers(seed: int) -> list[tuple[dict[str, list[Any]]]]:
         header: dict[str, list[Any]] = {"model.embed_tokens.weight": ["BF16", [96, 128]]}
         for number, kind in enumerate(kinds):
             name, columns = chosen.choice([("q_proj", 128), ("up_proj", 128), ("down_proj", 384), ("k_proj", 64)])
-            header |= layer(f"model.layers.{number}.{name}", 128, columns, kind)
+            header |= layer(f"model.layers.{number}.{name}", chosen.choice([64, 128]), columns, kind)
             header[f"model.layers.{number}.input_layernorm.weight"] = ["BF16", [128]]
         return (header,)
 
-    by_hand = (layer("up_proj", 128, 128, "damaged") | layer("down_proj", 128, 128, "fresh"),)
-    kinds = ["fresh", "damaged", "double", "damaged", "fresh", "double"]
+    by_hand = layer("up_proj", 128, 128, "damaged") | layer("down_proj", 128, 128, "fresh")
+    by_hand |= layer("k_proj", 128, 64, "damaged") | layer("v_proj", 128, 128, "double")
+    kinds = ["fresh", "damaged", "double", "damaged", "damaged", "fresh", "double"]
     chosen.shuffle(kinds)
-    return [by_hand, model(["double", "fresh", "fresh"]), model(["double", "damaged", "fresh", "damaged"]), model(kinds)]
+    return [(by_hand,), model(["double", "fresh", "fresh"]), model(["double", "damaged", "fresh", "damaged"]), model(kinds)]
 
 
-def _layers_where(test: Callable[[str, str, list[int]], bool], ending: str = ".weight.absmax") -> Callable[..., list[str]]:
-    def wrong(header: dict[str, list[Any]]) -> list[str]:
-        return [name.removesuffix(ending) for name, (dtype, shape) in header.items() if test(name, dtype, shape)]
+def _words(ending: str = ".weight.absmax", without: str = ".weight.absmax", **others: str) -> Callable[..., dict[str, str]]:
+    """Judge tensors that end in ``ending``, and say another word instead of the right one."""
+
+    def wrong(header: dict[str, list[Any]]) -> dict[str, str]:
+        told = {}
+        for name, scales in header.items():
+            if name.endswith(ending):
+                (word,) = judged({".weight.absmax": scales}).values()
+                told[name.removesuffix(without)] = others.get(word, word)
+        return told
 
     return wrong
 
 
-DAMAGED_LAYERS = FunctionQuestion(
+JUDGED = FunctionQuestion(
     id="10.2",
     title="Is the file whole?",
     points=3,
     difficulty=3,
     minutes=10,
-    name="damaged_layers",
-    answer=damaged_layers,
+    name="judged",
+    answer=judged,
     inputs=_headers,
     hints=(
-        "Which tensor of a layer holds its scales, and which two forms does it have in a file that was saved before a forward pass?",
-        "Look at names that end in .weight.absmax. Good ones have one dimension, and are F32, or U8 with double quantization.",
-        'name.removesuffix(".weight.absmax") is the name of the layer.',
+        "Which tensor of a layer holds its scales? Three forms of it are possible: a row of F32, a row of U8, a matrix of BF16.",
+        "A damaged matrix is in the order of the columns. When is that the order of the rows, too? And of the scales in bytes: which "
+        "damage did the lesson say stays hidden?",
+        'name.removesuffix(".weight.absmax") is the name of the layer. A matrix [1, rows] is only rounded.',
     ),
     mistakes=(
         Mistake(
-            "all bfloat16",
-            _layers_where(lambda name, dtype, shape: dtype == "BF16"),
-            "you have named every tensor in bfloat16: norms and embeddings may be. Look at the scales, .weight.absmax, alone.",
+            "every matrix",
+            _words(rounded="wrong"),
+            "you have called every matrix wrong: with one block in a row, the order by columns is that by rows, so it is only rounded.",
         ),
         Mistake(
-            "all matrices",
-            _layers_where(lambda name, dtype, shape: len(shape) > 1),
-            "you have named every tensor of two dimensions: packed codes and embeddings have two. Look at .weight.absmax alone.",
+            "no matrix",
+            _words(wrong="rounded"),
+            "you have called every matrix rounded: where a row has two blocks or more, their scales are in another order.",
         ),
         Mistake(
-            "double quantization too",
-            _layers_where(lambda name, dtype, shape: name.endswith(".weight.absmax") and dtype != "F32"),
-            "you have named layers with double quantization too: their scales are bytes, U8, in one row, and that is a fresh form.",
+            "bytes are fresh",
+            _words(unknown="fresh"),
+            "you have called scales in bytes fresh: after a forward pass they may be rounded, and the form is the same.",
+        ),
+        Mistake(
+            "bytes are wrong",
+            _words(unknown="wrong"),
+            "you have called scales in bytes wrong: this is double quantization, and a fresh save has that form, too.",
         ),
         Mistake(
             "names of tensors",
-            _layers_where(lambda name, dtype, shape: name.endswith(".weight.absmax") and dtype == "BF16", ending=""),
-            "you have returned the names of tensors: take .weight.absmax off, for the names of the layers.",
+            _words(without=""),
+            "the words are right, and the names are those of tensors: take .weight.absmax off, for the names of the layers.",
         ),
         Mistake(
-            "the good ones",
-            _layers_where(lambda name, dtype, shape: name.endswith(".weight.absmax") and dtype != "BF16"),
-            "these are the layers that are whole: name the others.",
+            "all scales",
+            _words(ending="absmax"),
+            "you have judged .weight.nested_absmax, too: the form of .weight.absmax alone tells.",
+        ),
+        Mistake(
+            "only the damaged",
+            lambda header: {name: word for name, word in judged(header).items() if word in ("rounded", "wrong")},
+            "some layers are missing: give a word for each layer in 4 bits, also for those that are fresh or unknown.",
         ),
     ),
 )
@@ -425,51 +448,56 @@ LOAD_AS_MEANT = FunctionQuestion(
 # --- 10.7 ------------------------------------------------------------------------------------------------------------------------
 
 
-def repaired(scales):
-    """One row of float32 scales, in the order of the blocks."""
-    return scales.T.flatten().float()
+def scale_taken(block, rows, blocks_in_row):
+    """The number of the block whose scale ``block`` gets, where the scales stand column by column."""
+    column, row = divmod(block, rows)
+    return row * blocks_in_row + column
 
 
-def _scales(seed: int) -> list[tuple[torch.Tensor]]:
-    import torch
+def _blocks(seed: int) -> list[tuple[int, int, int]]:
+    chosen = random.Random(seed)
 
-    generator = torch.Generator().manual_seed(seed)
-    by_hand = torch.tensor([[1.0, 3.0, 5.0], [2.0, 4.0, 6.0]], dtype=torch.bfloat16)
-    drawn = [torch.rand(blocks, rows, generator=generator).bfloat16() for blocks, rows in [(2, 8), (6, 32), (3, 3)]]
-    return [(scales,) for scales in (by_hand, *drawn)]
+    def drawn(rows: int, blocks_in_row: int) -> tuple[int, int, int]:
+        return chosen.randrange(rows + 1, rows * blocks_in_row - 1), rows, blocks_in_row
+
+    return [(1, 32, 2), (2, 32, 2), (33, 32, 2), (0, 64, 3), (63, 32, 2), drawn(128, 6), drawn(64, 3), drawn(32, 2)]
 
 
-REPAIRED = FunctionQuestion(
+SCALE_TAKEN = FunctionQuestion(
     id="10.7",
-    title="Repair the scales",
+    title="Whose scale?",
     points=2,
     difficulty=3,
-    minutes=6,
-    name="repaired",
-    answer=repaired,
-    inputs=_scales,
+    minutes=8,
+    name="scale_taken",
+    answer=scale_taken,
+    inputs=_blocks,
     hints=(
-        "In a fresh file the scales go row by row: all blocks of the first row, then all of the second.",
-        "The damaged tensor has a row for each block of a row, and a column for each row: it is transposed.",
-        "Transpose with .T, then make one row of it, then float32.",
+        "In the damaged file come the scales of all first blocks of a row, then those of all second blocks. How many are there of each?",
+        "Place number `block` in the file is column block // rows, row block % rows. Which number has that block, counted row by row?",
+        "Row r begins with block r * blocks_in_row.",
     ),
     mistakes=(
+        Mistake("its own", lambda block, rows, blocks_in_row: block, "that is the block itself: most get the scale of another."),
         Mistake(
-            "not transposed",
-            lambda scales: scales.flatten().float(),
-            "one row of float32, in the wrong order: 1, 3, 5, 2, 4, 6 instead of 1, 2, 3, 4, 5, 6. Transpose first.",
+            "the way round",
+            lambda block, rows, blocks_in_row: block % blocks_in_row * rows + block // blocks_in_row,
+            "that is the other way round: the block that gets this one's scale. Asked is whose scale this one gets.",
         ),
         Mistake(
-            "reshaped",
-            lambda scales: scales.reshape(scales.shape[1], scales.shape[0]).float(),
-            "you have given the numbers another shape in the same order: transpose, and make one row of it.",
+            "first column",
+            lambda block, rows, blocks_in_row: block % rows * blocks_in_row,
+            "right for the first column alone: after as many places as there are rows, the second blocks of the rows begin.",
         ),
-        Mistake("a matrix", lambda scales: scales.T.float(), "the order is right, and it is a matrix still: a fresh file has one row."),
-        Mistake("bfloat16", lambda scales: scales.T.flatten(), "the order is right, and it is still bfloat16: a fresh file has float32."),
         Mistake(
-            "sorted",
-            lambda scales: scales.flatten().float().sort().values,
-            "you have sorted the scales: it helps with 1 to 6 alone. Transpose them.",
+            "too far",
+            lambda block, rows, blocks_in_row: block * blocks_in_row,
+            "beyond as many places as there are rows this runs past the last block: there the second column begins, at row 0.",
+        ),
+        Mistake(
+            "from one",
+            lambda block, rows, blocks_in_row: scale_taken(block, rows, blocks_in_row) + 1,
+            "one too many: blocks are counted from 0.",
         ),
     ),
 )
@@ -506,11 +534,11 @@ NO_FINDINGS = ExplanationQuestion(
 
 QUESTIONS = (
     HALF_A_MODEL,
-    DAMAGED_LAYERS,
+    JUDGED,
     MISREAD_LAYERS,
     SWALLOWED,
     OFFLOAD,
     LOAD_AS_MEANT,
-    REPAIRED,
+    SCALE_TAKEN,
     NO_FINDINGS,
 )

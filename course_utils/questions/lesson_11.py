@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from course_utils.questions.kinds import ExplanationQuestion, FunctionQuestion, Mistake, NumberQuestion
@@ -26,6 +27,7 @@ READ_THE_SHAPES = NumberQuestion(
     answer=2 * _PACKED / _INPUTS,
     within=1e-6,
     hints=(
+        "The first pair, 3x4096, is what went in: 3 tokens of 4,096 numbers each. The second pair is the packed weight.",
         "Which of the four numbers is a count of packed bytes? Entry 17 says how many weights a byte holds.",
         "The input has 4,096 numbers, so each output has 4,096 weights.",
     ),
@@ -45,14 +47,14 @@ READ_THE_SHAPES = NumberQuestion(
 # --- 11.2 ------------------------------------------------------------------------------------------------------------------------
 
 
-def smooth(signal, kernel):
-    """The convolution of a signal with a kernel, in the kernel's dtype, whatever the signal's is."""
+def smooth(signal, filters, bias):
+    """The convolution of a signal with filters and a bias, in the filters' dtype, whatever the others' are."""
     import torch
 
-    return torch.nn.functional.conv1d(signal.to(kernel.dtype), kernel)
+    return torch.nn.functional.conv1d(signal.to(filters.dtype), filters, bias.to(filters.dtype))
 
 
-def _signals(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _signals(seed: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -61,24 +63,31 @@ def _signals(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Small whole numbers, whose sums of products are exact in every dtype."""
         return torch.randint(-3, 4, shape, generator=generator).double()
 
-    ones = (torch.ones(1, 4, 8, dtype=torch.float64), torch.ones(1, 4, 3, dtype=torch.float16))
-    pairs = [(torch.float64, torch.float16), (torch.float64, torch.bfloat16), (torch.float16, torch.float32), (torch.float32,) * 2]
-    return [ones] + [(whole(2, 4, 8).to(one), whole(3, 4, 3).to(other)) for one, other in pairs]
+    ones = (torch.ones(1, 4, 8).double(), torch.ones(1, 4, 3).half(), torch.ones(1).half())
+    dtypes = [
+        (torch.float64, torch.float16, torch.float16),
+        (torch.float64, torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32, torch.float64),
+        (torch.float32, torch.float32, torch.float32),
+    ]
+    biases = torch.tensor([1.0, -2.0, 3.0])
+    return [ones] + [(whole(2, 4, 8).to(one), whole(3, 4, 3).to(two), biases.to(three)) for one, two, three in dtypes]
 
 
-def _smooth_in(dtype: Callable[[Any, Any], Any], back: Callable[[Any, Any], Any] | None = None) -> Callable[..., Any]:
-    def wrong(signal, kernel):
+def _smooth_in(dtype: Callable[[Any], Any]) -> Callable[..., Any]:
+    def wrong(signal, filters, bias):
         import torch
 
-        chosen = dtype(signal, kernel)
-        output = torch.nn.functional.conv1d(signal.to(chosen), kernel.to(chosen))
-        return output if back is None else output.to(back(signal, kernel))
+        chosen = dtype(signal)
+        return torch.nn.functional.conv1d(signal.to(chosen), filters.to(chosen), bias.to(chosen))
 
     return wrong
 
 
-def _double(signal, kernel):
-    return signal.double().dtype
+def _without_bias(signal, filters, bias):
+    import torch
+
+    return torch.nn.functional.conv1d(signal.to(filters.dtype), filters)
 
 
 SMOOTH = FunctionQuestion(
@@ -92,30 +101,31 @@ SMOOTH = FunctionQuestion(
     inputs=_signals,
     tolerance=1e-6,
     hints=(
-        "Entry 1: two dtypes met. Whose dtype shall the result have? Bring the other one to it.",
-        "`tensor.to(other.dtype)` gives a tensor the dtype of another, whatever that is.",
+        "Entry 1, in other words: dtypes met that differ. Three tensors go in. Whose dtype shall the result have? Bring the others to it.",
+        "`tensor.to(other.dtype)` gives a tensor the dtype of another, whatever that is. The bias needs it as the signal does.",
     ),
     mistakes=(
         Mistake(
             "to the signal",
-            _smooth_in(lambda signal, kernel: signal.dtype),
-            "no error any more, but the result has the dtype of the signal: that of the kernel is due.",
+            _smooth_in(lambda signal: signal.dtype),
+            "no error any more, but the result has the dtype of the signal: that of the filters is due.",
         ),
         Mistake(
             "always half",
-            _smooth_in(lambda signal, kernel: signal.half().dtype),
-            "you bring both to float16 always: the kernel may have another dtype, and the result is to have that one.",
+            _smooth_in(lambda signal: signal.half().dtype),
+            "you bring all to float16 always: the filters may have another dtype, and the result is to have that one.",
         ),
         Mistake(
             "always double",
-            _smooth_in(_double),
-            "no error any more, but the result is float64 always: that of the kernel is due.",
+            _smooth_in(lambda signal: signal.double().dtype),
+            "no error any more, but the result is float64 always: that of the filters is due.",
         ),
         Mistake(
             "always float32",
-            _smooth_in(lambda signal, kernel: signal.float().dtype),
-            "no error any more, but the result is float32 always: that of the kernel is due.",
+            _smooth_in(lambda signal: signal.float().dtype),
+            "no error any more, but the result is float32 always: that of the filters is due.",
         ),
+        Mistake("bias left out", _without_bias, "the dtype is right, but the bias is missing: it is added to each output."),
     ),
 )
 
@@ -130,22 +140,35 @@ def entry_of(text):
     return int(first_row.split(".")[0])
 
 
-def _tracebacks(seed: int) -> list[tuple[str]]:
-    """Errors of the lesson as other people met them: with the way to them, other sizes and other folders."""
+_OWN_LINE = "    main()\n"
+"""The last line of the way to each error."""
+
+
+def _errors_met() -> list[Any]:
     from course_utils.errors import known_errors
 
+    return [error for error in known_errors() if error.raised and len(error.text) > 40]
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+", "#", text)
+
+
+@wraps(entry_of)  # whose source is shown as the solution
+def _entry_it_came_from(text):
+    """The entry of the error that a traceback was made of: the search isn't asked, so that it is judged too."""
+    message = _without_numbers(text.split(_OWN_LINE, 1)[1])
+    return next(int(error.entry.split(".")[0]) for error in _errors_met() if _without_numbers(error.text) == message)
+
+
+def _tracebacks(seed: int) -> list[tuple[str]]:
+    """Errors of the lesson as other people met them: with the way to them, other sizes and other folders."""
     pick = random.Random(seed)
-    met = [error for error in known_errors() if error.raised and len(error.text) > 40]
     tracebacks = []
-    for error in pick.sample(met, 4):
+    for error in pick.sample(_errors_met(), 4):
         text = re.sub(r"\b\d{2,}\b", lambda _: str(pick.randrange(10, 9999)), error.text)
-        lines = [
-            "Traceback (most recent call last):",
-            f'  File "/home/ada/experiments/run_{pick.randrange(9)}.py", line {pick.randrange(10, 99)}, in <module>',
-            "    main()",
-            text,
-        ]
-        tracebacks.append(("\n".join(lines),))
+        way = f'  File "/home/ada/experiments/run_{pick.randrange(9)}.py", line {pick.randrange(10, 99)}, in <module>\n'
+        tracebacks.append((f"Traceback (most recent call last):\n{way}{_OWN_LINE}{text}",))
     return tracebacks
 
 
@@ -160,7 +183,7 @@ ENTRY_OF = FunctionQuestion(
     difficulty=2,
     minutes=8,
     name="entry_of",
-    answer=entry_of,
+    answer=_entry_it_came_from,
     inputs=_tracebacks,
     hints=(
         "`find_error(text)` takes a whole traceback and gives a table as text. Print it and look at its lines.",
@@ -353,21 +376,23 @@ NOT_THE_CAUSE = ExplanationQuestion(
     minutes=10,
     name="to_the_colleague",
     hints=(
-        "Which environments of entry 11 raised this text, and what was installed there?",
-        "What else did the machine lack? Entry 10 has the same cause under another text.",
+        "Compare the two numbers. Is bitsandbytes missing, or is it something else that the text complains of?",
+        "If the number were right: is the Python of the terminal that of the notebook? Entry 11 says how to ask the process that fails.",
+        "What does a notebook see that was running while pip installed?",
     ),
     model_answer=(
-        "The text names the wrong cause. Under transformers 4.38.2 it came with both packages installed, on a machine without a GPU\n"
-        "(entry 11). So look first whether Python sees the packages, by importlib.metadata.version, and whether torch.cuda.is_available()\n"
-        "is True, both in the process that fails. If it is False although there is a card, the cure is the driver, or a PyTorch with\n"
-        "CUDA. Without a card: newer versions, with which 4 bits run on a CPU. And restart the kernel after installing, since what is\n"
-        "there is looked up once."
+        "bitsandbytes is there, but 0.45.5 is older than 0.46.1: the text comes for a version that is too old as well as for none. Ask\n"
+        "importlib.metadata.version('bitsandbytes') and sys.executable in the notebook that fails. If the notebook too says 0.45.5, run\n"
+        '%pip install -U "bitsandbytes>=0.46.1" in a cell, with the quotes, or the shell takes > for a redirection. If the notebook says\n'
+        "another number, or that the package is missing, the terminal's pip belongs to another Python, and the same line in a cell\n"
+        "installs into the right one. If it says 0.46.1 or newer and the error stays, the process was running while you installed:\n"
+        "restart Python (Kernel > Restart Kernel), which is due after each installation."
     ),
     rubric=(
-        (1, "says that the packages are installed and the text misleads, with entry 11 as evidence"),
-        (1, "names the missing GPU, or one that PyTorch doesn't see, as the likely cause"),
-        (1, "says how to find out before curing: versions and torch.cuda.is_available(), in the process that fails"),
-        (1, "gives a cure for each case: driver or PyTorch with CUDA, or newer versions on a CPU; restarting the kernel counts too"),
+        (1, "version: says that 0.45.5 is older than 0.46.1, so that the text is right although bitsandbytes is installed"),
+        (1, "other Python: says that pip list may speak of another one, and asks in the process that fails: version(), sys.executable"),
+        (1, "running process: says that what is there is looked up once, and that Python has to be restarted"),
+        (1, "tells the cases apart by what the process says, and cures by %pip install with the requirement in quotes"),
     ),
 )
 

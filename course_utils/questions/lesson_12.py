@@ -410,7 +410,8 @@ WHAT_IS_LEFT = ExplanationQuestion(
     model_answer=(
         "The codes and scales are there to the bit, so the model answers as it did when it was saved. The original is gone: no file has\n"
         "what lay between two values of the codebook. dequantize() gives a file of the original's size with the error of four bits.\n"
-        "From it one can't make a better 4-bit model; NF4 of it gives the same codes, and FP4 would be worse than FP4 of the original.\n"
+        "From it one can't make a better 4-bit model: NF4 of it, without double quantization, gives the same codes, and FP4 would be\n"
+        "worse than FP4 of the original.\n"
         "The adapter was merged into four bits, so most of a small change has probably been rounded away, and it can't be taken out.\n"
         "She should have kept the adapter by itself, 171 kB in abacus, and the name and version of the original, or the original."
     ),

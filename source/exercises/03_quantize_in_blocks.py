@@ -135,12 +135,12 @@ check("03.6", percent_harmed)
 # ## Question 03.7: Price another format
 # Difficulty 2/5, 5 minutes, 1 point
 #
-# Suppose a format has codes of 4 bits, blocks of 128, and for each block a scale in float16 and a zero point, which is one of the 16 codes.
-# How many bits does a weight take?
+# Q4_1, a format of llama.cpp, has codes of 4 bits and blocks of 32. For each block it stores a scale in float16, and the smallest value of the
+# block in float16. How many bits does a weight take?
 
 # %%
 ### BEGIN SOLUTION
-bits_for_each = 4 + (16 + 4) / 128
+bits_for_each = 4 + (16 + 16) / 32
 ### END SOLUTION
 
 # %%

@@ -69,8 +69,8 @@ check("05.3", unpack)
 # ## Question 05.4: Quantize the scales
 # Difficulty 4/5, 18 minutes, 4 points
 #
-# The second quantization: take the mean off the scales, divide each block of 256 by its largest absolute value, find the codes. Return
-# three things: the codes, one for each scale; the float32 scale of each block of 256; and the mean that you took off.
+# The second quantization: take the mean off the scales, scale each block of 256 by its largest absolute value (multiply by 1 / it, as the
+# lesson does), find the codes. Return three things: the codes, one for each scale; the float32 scale of each block of 256; and the mean that you took off.
 #
 # A last block that is not full is filled up with zeros; their codes are not returned. `nearest_scale_codes` finds the codes of numbers from
 # -1 to 1, as bitsandbytes finds them.

@@ -144,16 +144,16 @@ check("07.5", percent_in_4_bits)
 # ## Question 07.6: Weigh it after the first forward pass
 # Difficulty 2/5, 5 minutes, 1 point
 #
-# A layer in nf4 with double quantization, in blocks of 64, has run once on a CPU with avx512_bf16, on the packed path. How many bits does
-# a weight take now, code and scale? Leave the codebook out.
+# The linear layers of Llama-2-7B have 6,476,005,376 weights. They are in nf4 with double quantization, in blocks of 64, and the model has
+# run once on a CPU with avx512_bf16, on the packed path. How many bytes do their scales take now?
 
 # %%
 ### BEGIN SOLUTION
-bits_a_weight = 4 + 16 / 64
+bytes_of_scales = 6_476_005_376 // 64 * 2
 ### END SOLUTION
 
 # %%
-check("07.6", bits_a_weight)
+check("07.6", bytes_of_scales)
 
 # %% [markdown]
 # ## Question 07.7: Read the dtype
@@ -195,7 +195,8 @@ why_it_does_not_fit = """
 Nothing is wrong with the configuration. Mixtral's weights are mostly experts, and transformers 5 keeps the experts of a layer in one
 tensor of three dimensions. Only linear layers are put in 4 bits, so about 91 GB are left (bitsandbytes #1849). Print dtype and shape of the parameters
 of one mlp to see it. The blog is from the time when experts were linear layers, and even then it was 24.5 GB without a cache. Use
-several cards, a format that quantizes experts, or a smaller model.
+several cards, a format that quantizes experts, or a smaller model. No setting helps, but replace_parameter_4bit of bitsandbytes can put
+the experts in 4 bits after loading. It is experimental, and the 16 bits must fit into memory first.
 """
 ### END SOLUTION
 

@@ -47,66 +47,67 @@ check("08.2", error)
 # ## Question 08.3: Ask until a fault would show
 # Difficulty 2/5, 6 minutes, 2 points
 #
-# A format makes one answer in a hundred wrong. You want a run of questions that shows at least one wrong answer in 19 runs of 20. How many
+# A format makes one answer in two hundred wrong. You want a run of questions that shows at least one wrong answer in 19 runs of 20. How many
 # questions must it have?
 
 # %%
 ### BEGIN SOLUTION
-questions = 299
+questions = 598
 ### END SOLUTION
 
 # %%
 check("08.3", questions)
 
 # %% [markdown]
-# ## Question 08.4: Toss the coins
+# ## Question 08.4: Toss until it can't be chance
 # Difficulty 3/5, 12 minutes, 3 points
 #
-# `first` and `second` are lists of `True` and `False`: what two formats got right, question by question. Return the p-value of the exact
-# test: how often fair coins, one for each question on which the formats differ, fall at least as unevenly, in one direction or the other.
+# A format is compared with another on the same questions. It won `won` of them: it was right where the other was wrong. How many
+# questions must it have lost, at least, for the exact test to speak against it, with p < 0.05? Coins that fall as unevenly the other way
+# count too, as in the lesson.
 #
-# For ten right answers against five of the same it is 0.0625.
+# With none won it takes 6 lost ones.
 
 
 # %%
-def p_value(first: list[bool], second: list[bool]) -> float:
-    """The probability that fair coins fall at least as unevenly."""
+def fewest_lost(won: int) -> int:
+    """The smallest number of lost questions that makes p < 0.05."""
     ### BEGIN SOLUTION
     from math import comb
 
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    coins = only_first + only_second
-    as_uneven = sum(comb(coins, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * as_uneven / 2**coins)
+    lost = won
+    while 2 * sum(comb(won + lost, k) for k in range(won + 1)) / 2 ** (won + lost) >= 0.05:
+        lost += 1
+    return lost
     ### END SOLUTION
 
 
 # %%
-check("08.4", p_value)
+check("08.4", fewest_lost)
 
 # %% [markdown]
-# ## Question 08.5: Add up a paper
+# ## Question 08.5: Put papers together
 # Difficulty 2/5, 7 minutes, 2 points
 #
-# `losses` has the loss of each answer in nats, added up over its tokens, and `tokens` the number of its tokens. What is the perplexity of the
-# whole paper?
+# Of several papers you know only the results: `perplexities` has the perplexity of each, and `tokens` the number of its tokens. What is the
+# perplexity of all papers together?
 #
-# For the losses $\log 2$, $\log 4$, $\log 16$ and 1, 2, 4 tokens it is 2.
+# For the perplexities 2, 4 and 16 of 2, 1 and 1 tokens it is 4.
 
 
 # %%
-def perplexity(losses: list[float], tokens: list[int]) -> float:
-    """The perplexity of all answers together."""
+def perplexity_of_all(perplexities: list[float], tokens: list[int]) -> float:
+    """The perplexity of all papers together."""
     ### BEGIN SOLUTION
-    from math import exp
+    from math import exp, log
 
+    losses = [count * log(perplexity) for perplexity, count in zip(perplexities, tokens, strict=True)]
     return exp(sum(losses) / sum(tokens))
     ### END SOLUTION
 
 
 # %%
-check("08.5", perplexity)
+check("08.5", perplexity_of_all)
 
 # %% [markdown]
 # ## Question 08.6: Say how many questions it takes
@@ -116,6 +117,9 @@ check("08.5", perplexity)
 # difference, how many questions does it take to see it: 1.96 standard errors, with a power of 80 % (0.84 errors more)? Return the number
 # without rounding it.
 #
+# Give each question 1, -1 or 0. The square of the standard deviation is the mean of the squares less the square of the mean (divide by
+# `asked`, not by `asked - 1`).
+#
 # For 5, 0 and 300 it is 462.56.
 
 
@@ -124,8 +128,8 @@ def questions_needed(only_first: int, only_second: int, asked: int) -> float:
     """The number of questions, not rounded."""
     ### BEGIN SOLUTION
     difference = (only_first - only_second) / asked
-    spread_squared = (only_first + only_second) / asked - difference**2
-    return (1.96 + 0.84) ** 2 * spread_squared / difference**2
+    variance = (only_first + only_second) / asked - difference**2
+    return (1.96 + 0.84) ** 2 * variance / difference**2
     ### END SOLUTION
 
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercise 10: failures without a sound
 #
-# Eight cases, about 65 minutes. They belong to the lesson [Failures without a sound](../notebooks/10_failures_without_a_sound.ipynb).
+# Eight cases, about 67 minutes. They belong to the lesson [Failures without a sound](../notebooks/10_failures_without_a_sound.ipynb).
 # Words are explained in the [glossary](../glossary.md).
 #
 # In each case somebody has loaded, saved or counted something, and no error came. Any cure that cures is right.
@@ -40,26 +40,34 @@ check("10.1", weights)
 #
 # A checkpoint was written on a CPU with avx512_bf16, and nobody remembers whether the model had been used before. You have the header of
 # its file: `header` is a dict from the name of a tensor to its dtype (`"F32"`, `"BF16"`, `"U8"`) and shape, such as
-# `{"model.layers.0.q_proj.weight.absmax": ["F32", [256]]}`.
+# `{"model.layers.0.q_proj.weight.absmax": ["F32", [256]]}`. A damaged tensor of scales has the shape [blocks in a row, rows].
 #
-# Return the names of the layers whose scales are damaged, such as `"model.layers.0.q_proj"`, in the order of the header. Layers with and
-# without double quantization stand side by side.
+# Return a dict from the name of each layer in 4 bits, such as `"model.layers.0.q_proj"`, to one of four words: `"fresh"`, `"wrong"` where
+# blocks get the scales of others, `"rounded"` where each block still has its own scale and only the format has suffered, and `"unknown"`
+# where the header can't tell. Layers with and without double quantization stand side by side.
 
 
 # %%
-def damaged_layers(header: dict[str, list]) -> list[str]:
-    """The layers whose scales no fresh model has."""
+def judged(header: dict[str, list]) -> dict[str, str]:
+    """What the header says of the scales of each layer."""
     ### BEGIN SOLUTION
-    damaged = []
+    words = {}
     for name, (dtype, shape) in header.items():
-        if name.endswith(".weight.absmax") and (len(shape) > 1 or dtype not in ("F32", "U8")):
-            damaged.append(name.removesuffix(".weight.absmax"))
-    return damaged
+        if not name.endswith(".weight.absmax"):
+            continue
+        if dtype == "U8":  # double quantization, put back in order if it was repacked
+            word = "unknown"
+        elif len(shape) == 1:
+            word = "fresh"
+        else:
+            word = "rounded" if min(shape) == 1 else "wrong"  # one block in a row: nothing to put in another order
+        words[name.removesuffix(".weight.absmax")] = word
+    return words
     ### END SOLUTION
 
 
 # %%
-check("10.2", damaged_layers)
+check("10.2", judged)
 
 # %% [markdown]
 # ## Question 10.3: Rows and blocks
@@ -162,23 +170,25 @@ def load_as_meant(dtype: str) -> list:
 check("10.6", load_as_meant)
 
 # %% [markdown]
-# ## Question 10.7: Repair the scales
-# Difficulty 3/5, 6 minutes, 2 points
+# ## Question 10.7: Whose scale?
+# Difficulty 3/5, 8 minutes, 2 points
 #
-# The file of question 10.2 is the only copy. A damaged tensor of scales has the shape (blocks in a row, rows) and is in bfloat16. Bring it into the form of
-# a fresh one: one row of float32, the blocks of the first row first. `[[1, 3, 5], [2, 4, 6]]` becomes `[1, 2, 3, 4, 5, 6]`.
+# A weight has `rows` rows of `blocks_in_row` blocks each, counted from 0, row by row. It was saved after a forward pass on a CPU with
+# avx512_bf16, without double quantization. With the scale of which block is block number `block` read back from that file? In the lesson's
+# matrix of 32 rows of 2 blocks, block 1 gets the scale of block 2, and block 2 that of block 4.
 
 
 # %%
-def repaired(scales: torch.Tensor) -> torch.Tensor:
-    """One row of float32 scales, in the order of the blocks."""
+def scale_taken(block: int, rows: int, blocks_in_row: int) -> int:
+    """The number of the block whose scale this block gets."""
     ### BEGIN SOLUTION
-    return scales.T.flatten().float()
+    column, row = divmod(block, rows)  # the scales stand column by column, and a column has one for each row
+    return row * blocks_in_row + column
     ### END SOLUTION
 
 
 # %%
-check("10.7", repaired)
+check("10.7", scale_taken)
 
 # %% [markdown]
 # ## Question 10.8: No findings

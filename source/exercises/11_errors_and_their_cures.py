@@ -40,18 +40,26 @@ check("11.1", outputs)
 # ## Question 11.2: Cure the convolution
 # Difficulty 2/5, 6 minutes, 2 points
 #
-# This function works as long as nobody passes it numbers of NumPy. Then it raises "expected scalar type Double but found Half", or the like. Cure it, so
-# that it takes any two dtypes of floats; the result is to have the dtype of the kernel.
-#
-#     def smooth(signal, kernel):
-#         return torch.nn.functional.conv1d(signal, kernel)
+# This function works as long as nobody passes it numbers of NumPy. Then it raises an error: run the next cell to see it, and find its entry. Cure
+# the function, so that it takes any three dtypes of floats; the result is to have the dtype of the filters.
+
+# %%
+from course_utils.clinic import expect_error
+
+
+def uncured(signal, filters, bias):
+    return torch.nn.functional.conv1d(signal, filters, bias)
+
+
+with expect_error(RuntimeError, "should be the same"):
+    uncured(torch.ones(1, 4, 8).double(), torch.ones(1, 4, 3).half(), torch.ones(1).half())
 
 
 # %%
-def smooth(signal: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """The convolution of signal and kernel, in the kernel's dtype."""
+def smooth(signal: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The convolution of signal and filters, with the bias added, in the filters' dtype."""
     ### BEGIN SOLUTION
-    return torch.nn.functional.conv1d(signal.to(kernel.dtype), kernel)
+    return torch.nn.functional.conv1d(signal.to(filters.dtype), filters, bias.to(filters.dtype))
     ### END SOLUTION
 
 
@@ -97,9 +105,9 @@ check("11.3", entry_of)
 # %%
 def store(weight: torch.Tensor) -> torch.Tensor:
     """The packed nf4 bytes of a weight in float64, float32 or 16 bits: uint8, of shape (bytes, 1)."""
-    ### BEGIN SOLUTION
     from bitsandbytes.functional import quantize_4bit
 
+    ### BEGIN SOLUTION
     packed, state = quantize_4bit(weight.float(), quant_type="nf4")
     return packed
     ### END SOLUTION
@@ -149,15 +157,16 @@ check("11.6", lost_its_config)
 # ## Question 11.7: Answer a colleague
 # Difficulty 3/5, 10 minutes, 4 points
 #
-# A colleague writes: "transformers 4.38.2 keeps telling me that 8-bit quantization requires Accelerate and the latest version of bitsandbytes. I don't want 8 bits,
-# and I have installed both three times. `pip list` shows them." Answer in a few sentences: what is wrong, how to find out, what cures it.
+# A colleague writes: "My notebook has transformers 5.23, and it keeps telling me that 4-bit quantization `requires bitsandbytes>=0.46.1`. But I
+# have bitsandbytes! In the terminal `pip list` shows 0.45.5." Several things may be wrong, also after pip has been run once more. Answer in a few
+# sentences: what may it be, how to tell one from the other, and what cures each.
 
 # %%
 ### BEGIN SOLUTION
 to_the_colleague = """
-The text names the wrong cause. Entry 11 shows it with both packages installed, on a machine without a GPU. Look at torch.cuda.is_available() in the
-process that fails. If there is a card and it says False, cure the driver, or install a PyTorch with CUDA. If there is none, take newer versions,
-with which 4 bits run on a CPU. And restart the kernel after installing.
+0.45.5 is older than 0.46.1, so the text is right. Ask importlib.metadata.version("bitsandbytes") and sys.executable in the notebook. If it says 0.45.5 too,
+run %pip install -U "bitsandbytes>=0.46.1" in a cell, with the quotes. If it says another number, your terminal has another Python: the same line cures it. If
+it says a new number and the error stays, the notebook was running while you installed: restart Python.
 """
 ### END SOLUTION
 

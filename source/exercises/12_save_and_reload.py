@@ -105,8 +105,9 @@ check("12.4", files_of)
 # ## Question 12.5: Find blocks that can't be right
 # Difficulty 4/5, 12 minutes, 3 points
 #
-# The lesson says that no reader can see a code that has changed. That is not quite true. In each block the largest weight was divided by
-# itself, so a good block of NF4 has a weight with the value 1 or -1. A block without one is suspicious, unless all of its weights are 0.
+# The lesson says that a code that has changed can't be seen, most of the time. Here is the exception. In each block the largest weight was
+# divided by itself, so a good block of NF4 has a weight with the value 1 or -1. A block without one is suspicious, unless all of its
+# weights are 0.
 #
 # `packed` is a uint8 tensor of packed NF4 codes, and the number of weights is a multiple of `block_size`. Return the places of the
 # suspicious blocks, counted from 0. For the bytes 7F 73 76 58 77 77 17 08 in blocks of 4 it is `[1]`.
@@ -131,8 +132,8 @@ check("12.5", suspicious_blocks)
 # Difficulty 3/5, 6 minutes, 2 points
 #
 # A block of an NF4 weight has the scale 0.3. One of its weights has the value 0; the next values in the codebook are 0.0796 above and
-# -0.0911 below. An adapter is merged. How large does its change of this weight have to be, at least, and upwards, so that something of it
-# is left? The scale of the block stays as it is.
+# -0.0911 below. An adapter is merged. The adapter makes this weight larger. By how much at least, if something of the change is to be
+# left after rounding? The scale of the block stays as it is.
 
 # %%
 ### BEGIN SOLUTION

@@ -262,6 +262,7 @@ print(f"12 more bits for the others: {kept_in_16 / 1e9:.2f} GB")
 print(f"together                   : {(everything_in_4 + scales + kept_in_16) / 1e9:.2f} GB")
 saved = linear * (4.5 - bits_per_weight(double_quant=True)) / 8
 print(f"with double quantization   : {(everything_in_4 + scales + kept_in_16 - saved) / 1e9:.2f} GB")
+print(f"the others, in 16 bits     : {others * 16 / 8 / 1e9:.2f} GB")
 
 # %% [markdown]
 # By 0.80 GB: it takes 4.17 GB, or 3.87 GB with double quantization. Half of the difference are scales, the other half is the price of the embedding, the head and the norms.
@@ -338,7 +339,9 @@ print(tabulate(rows, ["saved", "shipped in", "of 32 bits", "of 16 bits"], disabl
 # Weights are not all. In the attention a token looks back by comparing itself with a vector of each earlier token, its *key*, and takes up another one, its *value*.
 # Keys and values are kept so that they needn't be computed again for every new token. This is the *KV cache*.
 #
-# The attention is cut into *attention heads*, each of which looks back in its own way with a piece of the vector, `head_dim` numbers long. So the cache takes
+# The attention is cut into *attention heads*, each of which looks back in its own way with a piece of the vector. A piece is `head_dim` numbers long, the
+# *head size*. In some models several attention heads share one key and one value; *key-value heads* counts the different ones. In the formula for the
+# cache the 2 stands for keys and values:
 #
 # $$\text{bytes} = 2 \times \text{decoder layers} \times \text{key-value heads} \times \text{head size} \times \text{tokens} \times \text{texts at a time} \times \text{bytes per number}$$
 #

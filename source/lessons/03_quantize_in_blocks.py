@@ -90,7 +90,9 @@ print("scaled", [round(x, 2) for x in scaled.tolist()])
 print("absmax", [round(x, 2) for x in absmax.tolist()])
 
 # %% [markdown]
-# A code is the number of a place in the codebook (lesson 01). int4 has its smallest value, -1, in place 0, and 0 in place 7; so the code is the whole number from -7 to 7, plus 7.
+# A code is the number of a place in the codebook (lesson 01). For int4 we have used the whole number from -7 to 7 as the code. Its place is that number plus 7:
+# -7 stands in place 0, and 0 in place 7. The next cell stores places. Where the text says "the codes -7 to 7", it means the whole numbers.
+#
 # The way back looks each code up and multiplies by the scale of its block.
 
 # %%
@@ -144,7 +146,7 @@ print("same numbers as bitsandbytes:", torch.equal(absmax, state.absmax))
 # %% [markdown]
 # ## An outlier stays at home
 #
-# In lesson 02 one outlier of 1.0 made 0 of practically all of 4,096 weights. Here are the same weights with one scale, and in blocks of 64.
+# In lesson 02 one outlier of 1.0 made 0 of practically all of the 4,095 others. Here are the same weights with one scale, and in blocks of 64.
 #
 # **Predict.** In blocks, how many of the 4,095 others are hurt by the outlier?
 
@@ -261,7 +263,7 @@ plots.show(fig, "Left: the relative squared error of int4 against the block size
                 "4.25, where blocks have 128 weights, and a gentle slope from there to 5 bits.")
 
 # %% [markdown]
-# In small blocks real weights behave like normal numbers. The larger the block, the further they part: the likelier there is an outlier in it, and the weights of abacus have more of those than the normal distribution foresees. Count the weights that lie more than 5 standard deviations from 0:
+# In small blocks the weights of abacus behave like normal numbers. The larger the block, the further they part: the likelier there is an outlier in it, and the weights of abacus have more of those than the normal distribution foresees. Count the weights that lie more than 5 standard deviations from 0:
 
 # %%
 from statistics import NormalDist
@@ -273,26 +275,39 @@ print(f"of {weights_in_all:,} weights: {far_out}")
 print(f"of as many normal numbers, on average: {share * weights_in_all:.1f}")
 
 # %% [markdown]
-# So blocks are worth more on real weights than on drawn numbers. The last row of the table understates it: there, a million normal numbers share one scale, and it is compared with matrices of abacus that have
-# only 16,384 weights or 49,152. (For the same reason the last step in the figure is so steep. It is more than one doubling.)
+# So blocks are worth more on the weights of abacus than on normal numbers. The row "tensor" understates this. There a million normal numbers share one scale, but only
+# 16,384 or 49,152 weights of abacus do. abacus has the smaller blocks, and the larger error all the same. (In the figure the last step is so steep because from
+# 4096 to a whole tensor is more than one doubling.)
 
 # %% [markdown]
 # ### Or a fifth bit?
 #
 # If smaller blocks cost bits, there is another way to spend them: on the codes. Five bits make codes from -15 to 15.
 #
+# Try it on normal numbers, on the weights of abacus, and on numbers with many more outliers: each is a normal number divided by the root of the mean square of three others
+# (lesson 04 uses such numbers too).
+#
 # **Predict.** Five bits for a weight: codes of four in blocks of 32, or codes of five in blocks of 4096. Which has the smaller error?
 
 # %%
-small_blocks = relative_squared_error([normal], [round_in_blocks(normal, 32)])
-longer_codes = relative_squared_error([normal], [round_in_blocks(normal, 4096, largest=15)])
-print(f"codes of 4 bits, blocks of   32: {4 + 32 / 32:.3f} bits, error {small_blocks:.4f}")
-print(f"codes of 5 bits, blocks of 4096: {5 + 32 / 4096:.3f} bits, error {longer_codes:.4f}")
+print(f"codes of 4 bits, blocks of   32: {4 + 32 / 32:.3f} bits")
+print(f"codes of 5 bits, blocks of 4096: {5 + 32 / 4096:.3f} bits")
+generator = torch.Generator().manual_seed(2)
+many_outliers = torch.randn(1024, 1024, generator=generator)
+many_outliers /= torch.randn(3, 1024, 1024, generator=generator).square().mean(dim=0).sqrt()
+kinds = {"normal numbers": [normal], "abacus": list(matrices.values()), "many outliers": [many_outliers]}
+rows = []
+for kind, tensors in kinds.items():
+    small_blocks = relative_squared_error(tensors, [round_in_blocks(w, 32) for w in tensors])
+    longer_codes = relative_squared_error(tensors, [round_in_blocks(w, 4096, largest=15) for w in tensors])
+    rows.append([kind, f"{small_blocks:.4f}", f"{longer_codes:.4f}"])
+print(tabulate(rows, ["error", "4 bits, blocks of 32", "5 bits, blocks of 4096"], disable_numparse=True))
 
 # %% [markdown]
-# The longer codes, by far: 0.0054 against 0.0094. Whoever can pay 5 bits had better put the fifth into the codes.
+# On normal numbers and on abacus the longer codes win, by far. With many more outliers it is the other way round: 0.021 against 0.092. Then a block of 4096 nearly always has
+# an outlier, and the fifth bit can't make up for it.
 #
-# So 64, the default of bitsandbytes, is a compromise and no law. Blocks of 32 lose to longer codes. Blocks of 128 are a fair offer: a quarter of a bit less, a fifth more error. Far above, the
+# So 64, the default of bitsandbytes, is a compromise and no law. Blocks of 32 lose to longer codes, unless outliers are many. Blocks of 128 are a fair offer: a quarter of a bit less, a fifth more error. Far above, the
 # error goes on growing and there is hardly anything left to save. bitsandbytes allows 32 to 4096, as `help(quantize_4bit)` says.
 
 # %% [markdown]
@@ -319,7 +334,7 @@ print("blocks, if each row began anew :", 128 * 2)
 print("same numbers as bitsandbytes   :", torch.equal(absmax, state.absmax))
 
 # %% [markdown]
-# Keep that in mind. It is easy to take the scales of row by row, and programs do: lesson 05 meets one.
+# Keep that in mind. It is easy to count blocks row by row instead, and some programs do: lesson 05 meets one.
 
 # %% [markdown]
 # ## The last block
@@ -459,11 +474,11 @@ for count in (128 * 64, 100 * 50, 7 * 9, 65):
 # ## Four questions that get mixed up
 #
 # You now know enough to read three sentences of the lesson that this course grew from. They contain right observations, and use some words differently from the rest of the field.
-# If you search for help with those words you will find other things, so let us set them right.
+# If you search for help with those words you will find other things. At the end stand four questions to keep apart.
 #
 # > bitsandbytes quantizes them: it scales each weight tensor to fit in 4 bits (storing an additional scale factor **and offset**).
 #
-# What is stored?
+# What is stored? (`compress_statistics` is bitsandbytes' name for double quantization.)
 
 # %%
 _, state = quantize_4bit(q_proj, blocksize=64, quant_type="nf4")
@@ -491,13 +506,13 @@ print("with double quantization: offset is the mean of the scales:", is_the_mean
 from bitsandbytes.functional import dequantize_4bit
 
 
-def round_with_zero_point(weight, block_size):
+def round_with_zero_point(weight, block_size, steps=15):
     blocks = weight.reshape(-1, block_size)
     low = blocks.amin(dim=1, keepdim=True).clamp(max=0)
     high = blocks.amax(dim=1, keepdim=True).clamp(min=0)
-    scale = (high - low) / 15
+    scale = (high - low) / steps
     zero_point = torch.round(-low / scale)
-    codes = (torch.round(blocks / scale) + zero_point).clamp(0, 15)
+    codes = (torch.round(blocks / scale) + zero_point).clamp(0, steps)
     return ((codes - zero_point) * scale).view(weight.shape)
 
 
@@ -510,6 +525,7 @@ def round_to_nf4(weight):
 ways = {
     "int4, symmetric (absmax)": (4.5, lambda w: round_in_blocks(w, 64)),
     "int4, asymmetric (zero point)": (4 + (32 + 4) / 64, lambda w: round_with_zero_point(w, 64)),
+    "the same with fifteen values": (4 + (32 + 4) / 64, lambda w: round_with_zero_point(w, 64, steps=14)),
     "nf4, absmax": (4.5, round_to_nf4),
 }
 rows = []
@@ -520,8 +536,10 @@ for way, (bits, rounding) in ways.items():
 print(tabulate(rows, ["blocks of 64", "bits", "normal numbers", "abacus"], disable_numparse=True))
 
 # %% [markdown]
-# By more than a quarter, from 0.0116 to 0.0083, for a sixteenth of a bit. So absmax *needs* no offset, which is not to say that a zero point would be useless: in a small block one side usually reaches further
-# than the other, and the codes beyond the nearer end are wasted. Some formats do store an offset for each block, for example Q4_1 of llama.cpp, its smallest value (`block_q4_1` in `ggml-common.h`).
+# By more than a quarter, from 0.0116 to 0.0083, for a sixteenth of a bit. Two thirds of that come from the range: in a small block one side usually reaches further
+# than the other, and the codes beyond the nearer end are wasted. The last third comes from the sixteenth code (15 steps instead of 14): with fifteen values it is 0.0095.
+#
+# So absmax *needs* no offset, which is not to say that a zero point would be useless. Some formats do store an offset for each block, for example Q4_1 of llama.cpp, its smallest value (`block_q4_1` in `ggml-common.h`).
 # bitsandbytes comes to almost the same error without one, by choosing better values: NF4.
 #
 # > The bnb_4bit_quant_type parameter controls whether quantization is **symmetric** (all weights scaled identically) **or NF4** ...
@@ -568,7 +586,7 @@ for kind, state in states.items():
 # - On the CPU bitsandbytes multiplies full blocks by the reciprocal and divides the short one, which differ by an ulp in a quarter of all numbers and now and then in a code.
 # - absmax needs no offset. Asymmetric means: with a zero point. NF4 is a set of values, and is scaled by absmax like the others.
 #
-# The lesson began by asking how many weights should share a scale. 64 is a good answer: with far fewer, bits do more good in the codes; with far more, outliers do harm, and little is saved.
+# The lesson began by asking how many weights should share a scale. 64 is a good answer: with far fewer, bits do more good in the codes, unless outliers are many; with far more, outliers do harm, and little is saved.
 # And where a weight can't be cut into whole blocks, the last one is short, and is divided.
 #
 # The table holds a hint for what comes next: NF4 had a smaller error than int4 for the same bits. Where do its sixteen values come from? That is lesson 04.

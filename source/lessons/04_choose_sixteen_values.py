@@ -2,7 +2,7 @@
 # # Choose sixteen values
 #
 # Lesson 03 ended with a riddle. int4 and NF4 had the same blocks, the same scales and the same bits, and NF4 had the smaller error. Only
-# the sixteen values differ. Where do they come from? And which values should you choose?
+# the values differ, sixteen against fifteen. Where do they come from? And which values should you choose?
 #
 # | | |
 # | --- | --- |
@@ -75,8 +75,9 @@ print("thresholds", thresholds)
 print("codes     ", [sum(x > threshold for threshold in thresholds) for x in numbers])
 
 # %% [markdown]
-# The same codes. As a function of tensors: each threshold adds 1 where a number is above it. What is counted is a place in the order of
-# the values. In one codebook, FP4, the code isn't the place, so the function is also told which code stands in which place.
+# The same codes. As a function of tensors: each threshold adds 1 where a number is above it. What is counted is a place in the ascending order
+# of the values. NF4's codebook is in that order, so the place is the code. FP4's codebook isn't, as you will see. So the function is also
+# told which code stands in which place of the order.
 
 # %%
 def nearest_codes(scaled, thresholds, codes_in_order):
@@ -139,7 +140,7 @@ for p in (0.25, 0.5, 0.75):
 # 0.67. Now cut the distribution into sixteen equal shares, and let the value of each be the quantile in its middle. The shares are 1/16
 # wide, so the middles are at 0.5/16, 1.5/16, ..., 15.5/16. Divide by the largest to come to -1 and 1:
 #
-# $$\Phi^{-1}\!\left(\frac{i + 0.5}{16}\right), \qquad i = 0, \ldots, 15$$
+# $$\Phi^{-1}\!\left(\frac{i + 0.5}{16}\right) \Big/ \; \Phi^{-1}\!\left(\frac{15.5}{16}\right), \qquad i = 0, \ldots, 15$$
 #
 # You may meet this formula as that of NF4. Here are the sixteen values of bitsandbytes beside it.
 #
@@ -177,7 +178,7 @@ print(tabulate(rows, headers, disable_numparse=True))
 print("zeros among the normal numbers:", (normal == 0).sum().item())
 
 # %% [markdown]
-# The formula, by a hair. On normal numbers a zero is no help at all, for none of the million is exactly 0.
+# The formula, by a hair. None of the million is exactly 0, so an exact zero is not asked for here.
 #
 # But zeros occur: where a model was pruned (unimportant weights set to 0), where rows were added to fill a matrix up. The formula turns a 0 beside a 3 into -0.126. Where
 # half of the numbers are 0, its error is more than twice as large. The paper behind NF4 gives this as its reason: a 0 must come back
@@ -190,8 +191,11 @@ print("zeros among the normal numbers:", (normal == 0).sum().item())
 # the positive one. Where numbers are as likely negative as positive, it doesn't matter which side gets one more. But one has to.
 #
 # Each side is made by itself: quantiles at even steps of probability, from some outermost one to 0.5, where the quantile is 0. Which
-# outermost one? 1 is impossible, because the quantile at 1 is infinite. Sixteen middles of equal shares end at 15.5/16 = 31/32, fifteen end
-# at 14.5/15 = 29/30. One side is like half of sixteen values, the other like half of fifteen. Take the mean of the two.
+# outermost one? 1 is impossible, because the quantile at 1 is infinite.
+#
+# Sixteen middles of equal shares: eight lie on the positive side, and the last is at 15.5/16 = 31/32. Fifteen middles: one is 0, seven lie on
+# each side, and the last is at 14.5/15 = 29/30. NF4 has eight on one side and seven on the other, and one outermost probability for both:
+# the mean.
 
 # %%
 print("mean of 31/32 and 29/30:", (31 / 32 + 29 / 30) / 2)
@@ -242,7 +246,8 @@ ulps = (in_float32.view(torch.int32) - library.view(torch.int32)).abs()
 print("off by so many ulps:", ulps.tolist())
 
 # %% [markdown]
-# Six, and three of them are -1, 0 and 1, which would be equal in any case. The others are off by a few ulps, units in the last place. No
+# Six, and three of them are -1, 0 and 1, which would be equal in any case. The others are off by a few ulps, units in the last place. (Read
+# as whole numbers, the bits of neighbouring floats differ by 1, so the difference counts ulps.) No
 # model will notice. But we want the same bytes, and so we have to know how these numbers were rounded on their way.
 
 # %% [markdown]
@@ -338,7 +343,7 @@ print([f"{share:.1%}" for share in shares(scaled)])
 
 # %% [markdown]
 # 9.2 % and 1.7 %. The values were made for normal numbers divided by the outermost quantile, which is 1.85. But a block is divided by its
-# absmax, and the largest of 64 normal numbers is larger than that.
+# absmax, and the largest of 64 normal numbers is usually larger than that.
 
 # %%
 print(f"outermost quantile {quantile(OUTERMOST):.2f}, mean absmax {absmax.mean():.2f}")
@@ -346,7 +351,7 @@ divided = shares(normal.flatten() / quantile(OUTERMOST))
 print(f"shares after dividing by the quantile: {divided.min():.1%} to {divided.max():.1%}")
 
 # %% [markdown]
-# So in a block the numbers are squeezed further towards the middle than NF4 expects. How far depends on the block size, and NF4 has one
+# It is 2.60 on average. So in a block the numbers are squeezed further towards the middle than NF4 expects. How far depends on the block size, and NF4 has one
 # table for all sizes. (This is the subject of arXiv 2306.06965, whose title is "NF4 Isn't Information Theoretically Optimal (and that's
 # Good)".)
 #
@@ -374,7 +379,8 @@ print(tabulate(rows, headers, disable_numparse=True))
 #
 # The other codebook of bitsandbytes is a floating-point number of four bits: a sign, two bits of exponent, one of mantissa. Read it by the
 # formula of lesson 01. The bias for two bits of exponent is 1. Where the exponent field is 0, the value is m/2, without the 1 + of the formula (exercise 01). The largest is
-# 6, so divide by 6.
+# 6, so divide by 6. In the next cell `code & 0b0110` keeps the two middle bits, and `>> 1` moves them one place down; lesson 05 does more of
+# this.
 #
 # **Predict.** Code 0011: sign 0, exponent 01, mantissa 1. What is its value by the formula, and does bitsandbytes agree?
 
@@ -464,8 +470,14 @@ for name in ("nf4", "fp4"):
         print(f"{name}, {what}: same numbers: {same}")
     print("every threshold to its lower value:", torch.equal(restored[0, :15], values[:-1]))
 
+minus_five, six = torch.tensor(-5.0), torch.tensor(6.0)
+threshold = (values[0] + values[1]) / 2  # of fp4, between -1 and -2/3
+print("-5 * (1 / 6) is a threshold of fp4:", (minus_five * (1 / six) == threshold).item())
+print("-5 / 6 lies above it              :", (minus_five / six > threshold).item())
+
 # %% [markdown]
-# The same, thresholds too. Lesson 05 looks at the bytes in which they are stored.
+# The same, thresholds too. So lesson 03 is explained: times 1/6, -5 falls on the threshold and goes to the lower value, -6; divided by 6 it lies
+# an ulp above, and goes to -4. Lesson 05 looks at the bytes in which they are stored.
 
 # %% [markdown]
 # ## Which one wins?
@@ -495,12 +507,17 @@ for kind, weight in kinds.items():
     errors[kind] = [relative_squared_error(weight, r) for r in restored]
     rows.append([kind, *(f"{error:.4f}" for error in errors[kind])])
 print(tabulate(rows, ["relative squared error", *codebooks], disable_numparse=True))
+sixteen_even = round_in_blocks(normal, torch.linspace(-1, 1, 16))
+print(f"sixteen even values, on normal numbers: {relative_squared_error(normal, sixteen_even):.4f}")
 
 # %% [markdown]
 # nf4 loses on uniform numbers, to int4, whose even steps are right there. It wins on the three others. The outliers of the heavy-tailed
 # numbers make all errors larger, in spite of the blocks. abacus is much like the normal numbers.
 #
-# fp4 comes last on all four. So much for the average; matrix by matrix, in abacus:
+# nf4 has one value more than int4. That alone brings normal numbers from 0.0116 to 0.0101, half of the way to 0.0085; the other half is
+# owed to where the values lie.
+#
+# fp4 is last on all four kinds. So much for the average; matrix by matrix, in abacus:
 
 # %%
 orders = []
@@ -527,8 +544,8 @@ for name, values in codebooks.items():
 # %% [markdown]
 # ## One value makes the difference
 #
-# Why is fp4 so far behind? Look at the hole in the figure. Between 0.0052 and 0.1667 there is no value, and 0.0052 itself stands so close
-# to 0 that it is almost a third zero.
+# Why is fp4 so far behind? Look at the hole in the figure. Between 0.0052, which is 1/192, and 0.1667 there is no value, and 0.0052 itself
+# stands so close to 0 that it is almost a third zero.
 #
 # By the formula for an ordinary float there was 0.0833 instead, in the middle of the hole. This ordinary float of four bits is called
 # *E2M1*, after its bits (OCP Microscaling Formats Specification 1.0).
@@ -538,11 +555,13 @@ for name, values in codebooks.items():
 # %%
 e2m1 = torch.tensor([sign * ordinary_float(code) / 6 for sign in (1, -1) for code in range(8)])
 print("values exchanged:", (e2m1.sort().values != fp4.sort().values).sum().item())
+rows = []
 for kind, weight in kinds.items():
     size = scale_blocks(weight.flatten(), 64)[0].abs()
     in_the_hole = ((size > 1 / 192) & (size < 1 / 6)).double().mean()
     error = relative_squared_error(weight, round_in_blocks(weight, e2m1))
-    print(f"{kind:13} in the hole {in_the_hole:3.0%}, fp4 {errors[kind][1]:.4f}, E2M1 {error:.4f}")
+    rows.append([kind, f"{in_the_hole:.0%}", *(f"{e:.4f}" for e in [*errors[kind], error])])
+print(tabulate(rows, ["", "in the hole", *codebooks, "E2M1"], disable_numparse=True))
 
 # %% [markdown]
 # The second, on all but uniform numbers. Two values, one with each sign, are all that differs, and a third of the normal numbers lie where
@@ -630,7 +649,7 @@ for i, kind in enumerate(kinds):
     ax.hlines(errors[kind][3], i - 0.3, i + 0.3, color="#000000", linewidth=1.5, label=label)
 ax.set_xticks(range(4), list(kinds))
 ax.set(ylabel="relative squared error", ylim=(0, 0.04))
-ax.set_title("nf4 wins except on uniform weights; fp4 is always last")
+ax.set_title("nf4 wins except on uniform weights; fp4 is last on all four kinds")
 ax.legend(loc="upper left")
 plots.show(fig, "The relative squared error of nf4, fp4 and int4 on four kinds of weights, with a "
                 "line for the best values of Lloyd's algorithm. fp4 is the highest everywhere. nf4 "
@@ -640,8 +659,8 @@ plots.show(fig, "The relative squared error of nf4, fp4 and int4 on four kinds o
 # %% [markdown]
 # ## What it costs in bits
 #
-# Nothing. A code has four bits whatever its value is, and all weights of all models share one table: 4.5 bits for nf4, fp4 and int4. A
-# table of your own, say from Lloyd's algorithm, would have to be stored with each matrix.
+# Nothing. A code has four bits whatever its value is: 4.5 bits with its scale, for nf4, fp4 and int4. A fixed table need not be stored at all;
+# bitsandbytes keeps a copy with each matrix all the same (lesson 05). A table of your own, say from Lloyd's algorithm, must be.
 #
 # **Predict.** How many bits for each weight are sixteen float32 numbers, in a matrix of abacus and in one of Llama-2-7B?
 
@@ -662,13 +681,14 @@ for rows, columns in ((128, 128), (4096, 4096)):
 #   in the hole it would be second, except on uniform weights.
 # - A scaled number equal to the threshold gets the lower value. (In lesson 03, -5 times 1/6 is exactly the threshold and goes to -6; -5 divided by 6 is an ulp
 #   above it and goes to -4.)
-# - nf4 has the smallest error on normal, heavy-tailed and abacus's weights, int4 on uniform ones. fp4 is last everywhere. So nf4 beats fp4 for
+# - nf4 has the smallest error on normal, heavy-tailed and abacus's weights, int4 on uniform ones. fp4 is last on all four. So nf4 beats fp4 for
 #   another reason than that weights are normal.
 # - On normal numbers nf4's error is a tenth above that of the best values that Lloyd's algorithm finds.
 #
-# The lesson began with a riddle: why has NF4 a smaller error than int4 for the same bits? Because its values lie where the weights are.
+# The lesson began with a riddle: why has NF4 a smaller error than int4 for the same bits? Because its values lie where the weights are, and
+# because it uses all sixteen. Sixteen even values alone would get 0.0101.
 #
-# From here on the three codebooks come from `course_utils.codebooks`:
+# From here on nf4 and fp4 come from `course_utils.codebooks`. int4 is there too, in another order, which lesson 06 explains.
 
 # %%
 from course_utils.codebooks import CODEBOOKS

@@ -113,7 +113,7 @@ print(pack(torch.tensor([1, 2, 3], dtype=torch.uint8)).tolist())
 
 # %% [markdown]
 # $18 = 1 \times 16 + 2$, and $50 = 3 \times 16 + 2$. The code 2 was used twice, since PyTorch stretches a tensor of one number to fit the
-# other. No error again. With five codes it would be one.
+# other. No error again. (Five codes would raise one: three numbers and two don't fit together.)
 #
 # So a code has to be added, and its value will never be read. Does it matter which? For the weights no, for equal bytes yes.
 #
@@ -295,7 +295,7 @@ print("value of code 131    :", f"{SCALE_VALUES[131].item():.7f}")
 # To find a code, bitsandbytes doesn't compare with thresholds. On a CPU it rounds the number to one of 65,536 evenly spaced points from -1
 # to 1, and has a table with the code of each point. The points are 0.00003 apart. 65,536 is even, so no point is 0. The two nearest to 0 are -0.000015 and 0.000015. bitsandbytes takes the second,
 # and the value nearest to it is 0.0000212, code 131. (The function is `quantize_cpu_impl` in `csrc/cpu_ops.cpp`
-# of bitsandbytes 0.50.)
+# of bitsandbytes 0.50.2.)
 
 # %%
 def nearest_scale_codes(scaled: torch.Tensor) -> torch.Tensor:
@@ -314,11 +314,11 @@ print(f"changed in the matrix above: {share:.1%} of the codes;", end=" ")
 print(f"scales are off by {error(restored.view(-1)):.2%}")
 
 # %% [markdown]
-# The same now. In the matrix two codes of a thousand change. It can only be those of numbers next to a threshold, which rounding to a point carries across, and the scales are as good as
-# before. The difference is one of bytes.
+# The same now. In the matrix two codes of a thousand change. They belong to numbers so near to a threshold that rounding to a point carries
+# them across. The scales are as good as before. The difference is one of bytes.
 #
-# (Two details. `double` is there because a processor multiplies and adds in one instruction, and rounds once. And if all scales are equal,
-# nothing is left of them, and 0 / 0 is NaN, "not a number": it gets code 0.)
+# (Two details. Where a processor multiplies and adds in one instruction, it rounds once, at the end. In `double` the product is exact, so that
+# `.float()` also rounds once. And if all scales are equal, nothing is left of them, and 0 / 0 is NaN, "not a number": it gets code 0.)
 
 # %% [markdown]
 # ## The second quantization, as a function
@@ -479,7 +479,7 @@ def quantize_4bit(weight, codebook="nf4", block_size=64, double_quant=False) -> 
 # Now every linear layer of abacus but the head, in NF4 and FP4, with and without double quantization, from float32 and from bfloat16. For
 # each the packed codes, the scales in all their parts, and the weights that are read back.
 #
-# **Predict.** How many of some millions of bytes will differ?
+# **Predict.** Lesson 03 and this one found four things that only a comparison of bytes shows. Which?
 
 # %%
 def pairs(weight, codebook, double_quant):
@@ -498,7 +498,7 @@ def pairs(weight, codebook, double_quant):
     yield "read back", ours.dequantize() + 0.0, bnb.dequantize_4bit(packed, state) + 0.0
 
 # %% [markdown]
-# (The `+ 0.0` turns -0.0 into 0.0 on both sides. FP4's second zero is read as -0.0 on some CPUs. And a very small scale can come back from double quantization as
+# (The `+ 0.0` turns -0.0 into 0.0 on both sides. FP4's second zero is read as -0.0 by some of bitsandbytes' kernels, depending on CPU and shape. And a very small scale can come back from double quantization as
 # a negative one: then 0 times it is -0.0, and all other weights of its block change their sign.)
 
 # %%
@@ -522,7 +522,10 @@ print(tabulate(rows, ["part", "tensors", "bytes", "different"], disable_numparse
 assert not any(different.values())
 
 # %% [markdown]
-# None. You have rebuilt what `load_in_4bit` stores. `course_utils.quantize` has the same functions from here on, with checks of their
+# No byte differs, thanks to the four things: full blocks are multiplied by the reciprocal and short ones divided; a short block of zeros stores 1e-38;
+# an odd count is filled up with the code of the value 0; and the codes of scales are found by way of 65,536 points.
+#
+# You have rebuilt what `load_in_4bit` stores. `course_utils.quantize` has the same functions from here on, with checks of their
 # input (`pack` refuses an odd count there), and its tests compare them with bitsandbytes on many odd shapes and strange numbers. These are
 # the bytes of a CPU; on a GPU bitsandbytes runs other code.
 
@@ -618,7 +621,7 @@ right = values * state.absmax[places // 64]
 assert torch.equal(ours.dequantize().flatten(), right)
 
 # %% [markdown]
-# On a CPU with AVX-512 (instructions that work on 16 floats at once) it is 90 %; on others 0 %. Ours is right on all. Now give bitsandbytes
+# On a CPU with AVX-512 (instructions that work on 16 floats at once) it is 90 %; on others, by the source, 0 %: this cell will tell you. Ours is right on all. Now give bitsandbytes
 # the same numbers as one long row, which has no second row to begin anywhere:
 
 # %%
@@ -645,18 +648,22 @@ assert torch.equal(theirs.flatten(), right) or torch.equal(theirs.flatten(), wro
 # With AVX-512 `dequantize_4bit` of bitsandbytes 0.50.2 reads the second kind: the error of the matrix is seven times what it should be, and
 # no message says so. By that formula the first row is right, so a glance at the first weights would not have shown it.
 #
-# It concerns matrices whose last dimension is a multiple of 16 and not of the block size; a test of this course, in
+# It concerns matrices whose last dimension is a multiple of 16 and not of the block size, in blocks of up to 1,024 (larger ones take another
+# path, which is right); a test of this course, in
 # `tests/test_quantize.py`, has more sizes. The matrices of abacus have rows of 128 and 384 weights, whole blocks of 64, and above every
 # byte was the same.
 
 # %% [markdown]
 # ## The same bytes in every version?
 #
-# All of this was said of bitsandbytes 0.50. A program of this course, `tools/compare_versions.py`, has put 14 small weights through five of
+# All of this was said of bitsandbytes 0.50.2. A program of this course, `tools/compare_versions.py`, has put 14 small weights through six of
 # its versions on a CPU with AVX-512, and compared each with `course_utils.quantize`: codebooks, codes and scales, and then the weights that
 # are read back. What it found lies in `measurements/bitsandbytes_versions.json`.
 #
-# **Predict.** In how many of the five are the bytes of ordinary full blocks in NF4 ours?
+# In the table, "same" means that every byte and every weight read back is ours; "other bytes", that a code, a scale or a codebook differs; and
+# "other weights", that the stored bytes are ours, and the weights read back from them are not.
+#
+# **Predict.** In how many of the six are the bytes of ordinary full blocks in NF4 ours?
 
 # %%
 import json
@@ -672,11 +679,19 @@ for results in versions.values():
             rows.setdefault(result["case"], []).append(result["outcome"])
 print(tabulate([[case, *row] for case, row in rows.items()], ["NF4", *versions]))
 print("\nthe error of 0.45.5:", versions["0.45.5"][0]["error"])
+in_fp4 = next(result for result in versions["0.46.0"] if result["codebook"] == "fp4")
+print("0.46.0, full blocks in fp4:", in_fp4["error"])
+for result in versions["0.48.2"]:
+    if (result["outcome"], result["codebook"], result["double_quant"]) == ("other weights", "nf4", False):
+        share = result["weights_different"] / result["weights"]
+        print(f"0.48.2, {result['case']}: {share:.0%} of the weights read back are others")
 
 # %% [markdown]
-# In four. 0.45.5 doesn't quantize on a CPU at all (its error text says FP4 whatever was asked). From 0.47.0 on ordinary blocks are the same in NF4, and rare ones are not: numbers
-# exactly half-way between two values, very small ones, blocks of zeros. An odd count was an error. In the last row the wrong scales of above
-# come in with 0.49.2: the two versions before it read that matrix rightly.
+# In five. 0.45.5 doesn't quantize on a CPU at all (its error text says FP4 whatever was asked). 0.46.0 takes NF4 only, and only whole blocks. From
+# 0.46.0 to 0.49.2 the stored bytes of ordinary blocks are ours, and those of rare ones are not: numbers exactly half-way between two values, very
+# small ones, blocks of zeros. An odd count was an error. In 0.47.0 and 0.48.2 a fifth of the float16 or bfloat16 weights (20 and 23 %) are read
+# back as other numbers, although the bytes are the same. In the last row the wrong scales of above are there in 0.49.2 and were not in 0.48.2
+# (releases between the two were not tried).
 #
 # With FP4 and with double quantization there is more. All 56 cases, both codebooks with and without it:
 
@@ -693,7 +708,7 @@ print("bytes that differ in full blocks, NF4, double quantization, 0.49.2:", cas
 
 # %% [markdown]
 # A "crash" ends the Python process, without an exception. And the last line says that the dynamic map of 0.49.2 differs in three bytes. So
-# "byte for byte" needs a version beside it: in this course it is 0.50.
+# "byte for byte" needs a version beside it: in this course it is 0.50.2.
 
 # %% [markdown]
 # ## What you have seen
@@ -703,7 +718,7 @@ print("bytes that differ in full blocks, NF4, double quantization, 0.49.2:", cas
 # - Double quantization takes the mean off the scales, and gives them 8-bit codes in blocks of 256. The codebook is the dynamic map,
 #   although the paper says FP8.
 # - Counted from the bytes a weight takes 4.5 bits, or 4.127 with double quantization. "~0.4" is 0.373, for blocks of 64, and it turns
-#   into a loss where a matrix is very small.
+#   into a loss where a matrix is very small, with the codebooks counted.
 # - Your `quantize_4bit` gives the bytes of bitsandbytes in every tensor compared. In one case its bytes are right and its weights are
 #   not, on some CPUs.
 #

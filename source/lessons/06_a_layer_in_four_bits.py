@@ -44,8 +44,11 @@ for row in range(2):
     print("codes", codes, " sum of code * input:", total)
 
 # %% [markdown]
-# 46 and 92. These numbers mean nothing: a code is the number of a place in the codebook, and of its size nothing follows. Lesson 03 counted int4's places from -7 upwards. `CODEBOOKS` reads the four bits as
-# computers do (*two's complement*): 0 to 7 are themselves, from 8 on take off 16. So 9 is -7, and stands for -7/7 = -1. So each code has to become a weight first: its value in the codebook, times the scale of its block.
+# 46 and 92. These numbers mean nothing: a code names a place in the codebook, and a larger code needn't be a larger weight.
+#
+# Which value stands in which place is a convention. Lesson 03 put int4's values in ascending order. `CODEBOOKS` reads the four bits as computers do
+# (*two's complement*): 0 to 7 are themselves, from 8 on take off 16. So 9 is -7, and stands for -7/7 = -1. (8 would be -8/7. Quantizing never yields it:
+# lesson 02.) So each code has to become a weight first: its value in the codebook, times the scale of its block.
 #
 # int4's values are sevenths, and 0.7 and 3.5 were chosen so that you can do it in your head: code 3 in the first row is $3/7 \times 0.7
 # = 0.3$.
@@ -157,7 +160,7 @@ for compute_dtype in (torch.float32, torch.float16, torch.bfloat16):
 # %% [markdown]
 # The same bytes are stored each time. The compute dtype is no property of the weights; it says what is done with them.
 #
-# **Predict.** In lesson 05 NF4 had a relative squared error of 0.0085. Its root is 9 %, so four bits move weights by about a tenth of their size;
+# **Predict.** In lesson 05 NF4 had a relative squared error of 0.0085. Its root is 9 %, so four bits move weights by about a tenth, in the root mean square;
 # `relative_error` below is such a root. The compute dtype rounds once more. Is that error as
 # large, a tenth of it, or less?
 
@@ -237,7 +240,8 @@ print(f"kept for the way back: {bytes_kept(lambda x: F.linear(x, q.dequantize())
 # them are there at once, and nothing is left of the saving.
 #
 # The remedy is to say by hand what the way back does: read the weight back once more. An `autograd.Function` has a `forward` and a
-# `backward`; what is put into `ctx` is kept between them.
+# `backward`; what is put into `ctx` is kept between them. `ctx.needs_input_grad` says for each argument whether its gradient is wanted. One calls
+# the function by `.apply`, which runs `forward` and records `backward`.
 
 # %%
 class MultiplyByQuantized(torch.autograd.Function):
@@ -255,9 +259,14 @@ class MultiplyByQuantized(torch.autograd.Function):
 
 
 kept = bytes_kept(lambda x: MultiplyByQuantized.apply(x, q, None))
-print(f"kept for the way back: {kept:,} bytes besides the four bits")
+output = MultiplyByQuantized.apply(torch.ones(5, 128, requires_grad=True), q, None)
+in_ctx = sum(value.nbytes for value in vars(output.grad_fn).values())
+print(f"kept for the way back: {kept:,} bytes by autograd, {in_ctx:,} bytes in ctx")
 
 # %% [markdown]
+# autograd keeps nothing by itself now; what we put into `ctx` are the 9,216 bytes of the four bits, and the layer has those anyway. (`ctx` becomes the
+# `grad_fn` of the output.)
+#
 # `backward` returns three things, one for each argument: the gradient for the input, none for the weight, and one for the *bias*, a
 # number that some layers add to each output. The gradient is the one that autograd finds by itself:
 
@@ -305,7 +314,7 @@ class HandLinear4bit(nn.Module):
 
 
 # %% [markdown]
-# An `nn.Linear` registers its weight as a *parameter*, a tensor that training may change. Ours is not one.
+# An `nn.Linear` registers its weight as a *parameter*, a tensor that training may change.
 #
 # **Predict.** `q_proj` has 16,384 weights and no bias. How many parameters does the layer have before and after?
 
@@ -316,7 +325,7 @@ print("after :", sum(parameter.numel() for parameter in layer.parameters()))
 print("bits a weight:", layer.weight.bits_per_weight)
 
 # %% [markdown]
-# None. There is nothing in it that training could change.
+# None. Our weight is no parameter, and there is nothing in the layer that training could change.
 #
 # ### The same bits
 #
@@ -384,7 +393,7 @@ names = [name for name, layer in model.named_modules() if type(layer) is nn.Line
 print(Counter(name.rpartition(".")[2] for name in names))
 
 # %% [markdown]
-# Seven in each of the four layers, and the head, `lm_head`. bitsandbytes leaves the head as it is, and so do we. The next section asks
+# Seven in each of the four layers, and the head, `lm_head`. transformers leaves the head as it is, and so do we. The next section asks
 # why.
 #
 # The list of names is made first and the model is changed afterwards: who takes a shelf apart while reading what is on it loses his
@@ -477,7 +486,26 @@ whole = model_bytes_in_4bit(llama)
 print(f"{saved / 1e9:.2f} GB of {whole / 1e9:.2f} GB: {saved / whole:.1%}")
 
 # %% [markdown]
-# 4.5 %. That is the gain. And the price? The scores of the head, or *logits*, decide which token comes next. Measure how far they move
+# In Llama-2-7B it saves 4.5 %. The larger the vocabulary, the larger the head. Llama-3-8B has one of 128,256 tokens, four times as large. (The sizes in
+# the next cell are those of the `config.json` of meta-llama/Meta-Llama-3-8B.)
+
+# %%
+from transformers import LlamaConfig, LlamaForCausalLM
+
+llama_3_config = LlamaConfig(
+    vocab_size=128_256, hidden_size=4096, intermediate_size=14_336,
+    num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+)
+with torch.device("meta"):
+    llama_3 = LlamaForCausalLM(llama_3_config)
+head = llama_3.lm_head.weight.numel()
+saved = 2 * head - tensor_bytes_in_4bit(head)
+whole = model_bytes_in_4bit(llama_3)
+print(f"{llama_3.num_parameters() / 1e9:.2f} billion weights")
+print(f"{saved / 1e9:.2f} GB of {whole / 1e9:.2f} GB: {saved / whole:.1%}")
+
+# %% [markdown]
+# There it would be 12.5 %. That is the gain. And the price? The scores of the head, or *logits*, decide which token comes next. Measure how far they move
 # when one matrix alone is in 4 bits, for each of the 29 in turn.
 #
 # **Predict.** The head has more weights than any other of them. Does it move the logits more than most, less, or about as much?
@@ -513,14 +541,15 @@ for rank in (0, 1, 2, 14, 28):
 assert furthest[0] == "lm_head"
 
 # %% [markdown]
-# In abacus, more than any other. What another matrix gets wrong is one part of what goes on to the next layer, and the head's is all there is:
-# nothing comes after it, so an error in the head is an error in the scores. The function of transformers that makes the list of what to
+# In abacus, more than any other. A decoder layer adds its result to the vector that came in, so an error in one of its matrices is one part of what goes
+# on. The head's outputs are the scores themselves: nothing is added and nothing comes after, so an error in the head is an error in the scores.
+# The function of transformers that makes the list of what to
 # leave out says in its docstring that this is done "for numerical stability reasons".
 #
 # A second reason is that in many models the head is *tied*: it is the embedding, the same tensor under two names. An embedding is not
 # multiplied with. It looks one row up for each token, and 4-bit loading leaves it alone.
 #
-# So the default is `skip=("lm_head",)`, little is lost by it where the model is large, and who wants the rest has to say so.
+# So the default is `skip=("lm_head",)`. What could be saved depends on the vocabulary, and who wants the rest has to say so.
 
 # %% [markdown]
 # ## The same logits
@@ -615,8 +644,9 @@ print(f"all weights of abacus   : {8 * sum(count_bytes(ours)) / full.num_paramet
 # ## Another path on some CPUs
 #
 # One thing was hidden. `models.load` tells each `Linear4bit` to compute in the way that you have just built, the *plain path*. On CPUs
-# with the instructions avx512_bf16, bitsandbytes left to itself takes another one, the *packed path*: at the first forward pass it puts
-# the codes in another order, and its kernel multiplies in bfloat16, whatever the compute dtype says.
+# with the instructions avx512_bf16, bitsandbytes left to itself takes another one, the *packed path* (its name has nothing to do with packing
+# two codes in a byte): at the first forward pass in eval mode whose input needs no gradient it puts the codes in another order, and a *kernel*,
+# a program for one kind of calculation, multiplies them in bfloat16, whatever the compute dtype says.
 #
 # How far is it from ours? bfloat16 has 7 bits of mantissa, so the first number after 1 is $1 + 2^{-7}$, and rounding moves a number by
 # at most half of that step, $2^{-8}$ of itself. The kernel rounds four times: the input, the codebook's value, the scale, and the
@@ -624,7 +654,8 @@ print(f"all weights of abacus   : {8 * sum(count_bytes(ours)) / full.num_paramet
 #
 # $$\left((1 + 2^{-8})^4 - 1\right) \sum_k |w_k x_k|$$
 #
-# and a little for the float32 sums: $3 \gamma_n$ are plenty, for a product goes through at most $n$ additions and a sum of blocks.
+# and a little more. The float32 additions between the roundings move the sum by about $\gamma_n$ times the sum of $|w x|$. We allow three times that,
+# which is plenty. In the code it is one more factor, $1 + 3 \gamma_n$, beside the four.
 
 # %%
 def packed_bound(x, weight):
@@ -682,7 +713,8 @@ assert ((by_four_roundings - x.double() @ weight.double().T).abs() <= packed_bou
 # %% [markdown]
 # Where there is a packed path, all or almost all of them. (Elsewhere few: there the outputs were not rounded.)
 #
-# Last the whole model: each of its 28 layers against ours, on the input that it gets in this model, and then the logits.
+# Last the whole model: each of its 28 layers against ours, on the input that it gets in this model, and then the logits. A *forward hook* is called after
+# each forward pass of a layer, with its inputs and its output.
 
 # %% tags=["hardware"]
 own_path = load_on_this_cpus_own_path()
@@ -710,7 +742,7 @@ assert len(parts) == 28 and max(parts) <= 1 and distance < 0.05
 
 # %% [markdown]
 # Each layer keeps its bound. For the logits we have none: between two layers come norms and an attention, which may make a difference
-# smaller or larger. The 5 % in the last line is what we have seen and allow, not what we have derived.
+# smaller or larger. On a CPU with avx512_bf16 we have seen 0.6 %. The 5 % in the last line is what we allow, and derived from nothing.
 #
 # `models.load` keeps to the plain path, so that a lesson prints the same on every CPU. Lesson 09 measures how fast the packed one is,
 # and lesson 12 what it does to a model that is saved.
@@ -751,7 +783,7 @@ print("same 4-bit weight as before:", torch.equal(layer.weight.packed, q.packed)
 # - The compute dtype says in which format it multiplies. It changes nothing that is stored, and its rounding is small beside that of
 #   four bits.
 # - `set_submodule` replaces a layer, `setattr` with a path does not, and says nothing.
-# - The head stays: in abacus it moves the logits further than any other matrix when it is in 4 bits, and in a large model it saves little.
+# - The head stays: in abacus it moves the logits further than any other matrix when it is in 4 bits, and in Llama-2-7B it saves 4.5 %.
 # - The logits of your model are those of bitsandbytes in every bit, on the plain path, because the same numbers are added up in the
 #   same order. On the packed path of some CPUs a layer is within a bound that follows from four roundings to bfloat16.
 # - The input gets a gradient and the weight none.
@@ -759,6 +791,8 @@ print("same 4-bit weight as before:", torch.equal(layer.weight.packed, q.packed)
 # The lesson asked how a model computes with weights that are stored as codes. It doesn't: it computes with floats, made from codes a
 # moment before.
 #
+# `HandLinear4bit` and `load_in_4bit_by_hand` are in `course_utils.linear` from here on. Their `codebook` may also be a list of sixteen values.
+#
 # With this, Part I is complete. You have rounded to a grid, given blocks their scales, chosen sixteen values, packed them, quantized
 # the scales, and answered a question with the result. [Exercise 06](../exercises/06_a_layer_in_four_bits.ipynb) ends with a task that
-# needs all of it. Part II takes up the real thing: lesson 07 opens `BitsAndBytesConfig`.
+# needs all of it. Part II takes up the real thing: [lesson 07](07_load_in_4bit.ipynb) opens `BitsAndBytesConfig`.

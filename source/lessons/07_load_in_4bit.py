@@ -31,7 +31,7 @@ quant_config = BitsAndBytesConfig(
 print(quant_config)
 
 # %% [markdown]
-# Four settings were given and 13 lines are printed. The next section looks at the ones that nobody set.
+# Four settings were given and 13 entries are printed. The next section looks at the ones that nobody set.
 #
 # Then the model is loaded.
 #
@@ -82,7 +82,7 @@ assert model.dtype == torch.float32
 # **Predict.** `BitsAndBytesConfig(load_in_4bit=True)` and no more. Is the codebook nf4 or fp4? In which dtype is multiplied? Are the
 # scales quantized? Four bits don't exist as a dtype; in which one are they stored?
 #
-# Don't ask the configuration, it only says what was asked for. Ask a layer that was loaded with it. `load` keeps to the CPU, so
+# Don't ask the configuration: it says what is to be done, not what was. Ask a layer that was loaded with it. `load` keeps to the CPU, so
 # that what follows is the same on every machine.
 
 # %%
@@ -155,7 +155,8 @@ for storage in (torch.uint8, torch.bfloat16, torch.float32):
 # %% [markdown]
 # ## What `model.dtype` says
 #
-# **Predict.** Four fifths of the weights of abacus are in 4 bits, stored as `uint8`. What is `model.dtype`?
+# **Predict.** Four fifths of the weights of abacus are in 4 bits, stored as `uint8`, and the program printed `torch.float32`. Load with
+# `dtype=torch.float16` instead. Which of these changes: `model.dtype`, the dtype of the packed weights, the compute dtype?
 
 # %%
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -164,16 +165,17 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     print(f"model.dtype: {loaded.dtype}, packed weights: {layer.weight.dtype}, multiplies in: {layer.compute_dtype}")
 
 # %% [markdown]
-# Whatever was asked for with `dtype`, or, where nothing was asked, the dtype of the file. The packed weights and the compute dtype are the same three
-# times. `model.dtype` is a short search:
+# `model.dtype` alone. It is whatever was asked for with `dtype`, or, where nothing was asked, the dtype of the file. The packed weights and the
+# compute dtype are the same three times. `model.dtype` is a short search:
 
 # %%
 name, found = next((name, p) for name, p in loaded.named_parameters() if p.is_floating_point())
 print(f"the first parameter that is a float: {name}, {found.dtype}")
 
 # %% [markdown]
-# It is the embedding's. So `torch.float16` in the lesson was the format in which Llama-2's embedding is shipped, and says nothing of the 4-bit
-# weights: a model that isn't quantized at all prints the same. Three formats live side by side in one model: **storage** (`uint8`), **compute dtype**, and the
+# It is the embedding's. So `torch.float16` in the lesson was the format of Llama-2's embedding once loaded. (Llama-2 is shipped in float16, and
+# transformers 4 took float16 for 4-bit loading anyway when nothing was said: `update_torch_dtype` in its `quantizer_bnb_4bit.py`.) It says nothing
+# of the 4-bit weights: an unquantized model loaded in float16 prints the same. Three formats live side by side in one model: **storage** (`uint8`), **compute dtype**, and the
 # dtype of **what wasn't quantized**.
 #
 # `dtype` isn't without effect on the codes, though. A weight is brought to it before it is quantized.
@@ -189,8 +191,8 @@ for dtype in (torch.float16, torch.bfloat16):
     print(f"bytes that differ after {dtype}: {changed:.2%}")
 
 # %% [markdown]
-# Under one in a hundred. A weight that lies next to a threshold between two codes can fall on the other side when it is rounded first. (Large models
-# are shipped in 16 bits; there is nothing to round there.)
+# Under one in a hundred. A weight that lies next to a threshold between two codes can fall on the other side when it is rounded first. (A large
+# model that is shipped in 16 bits and loaded in the same format has nothing to round.)
 
 # %% [markdown]
 # ## When it happens
@@ -227,8 +229,9 @@ for what in ("open", "read", "quantize", "close"):
     print(f"{what}: {len(places)} times, events {places[0]} to {places[-1]} of {len(events)}")
 
 # %% [markdown]
-# (c), with a touch of (a). All five files are opened at once, but to open a safetensors file is to read its table of contents. Then the weights are
-# read one at a time, in the alphabetical order of their names, and each `Linear4bit` weight is quantized before the next one is read. The files are closed at the end.
+# (c), with a touch of (a). All five files are opened at once, but to open a safetensors file (a file format for tensors, lesson 12) is to read its
+# table of contents. Then the weights are read one at a time, in the order of their names (numbers in them count as numbers: layer 2 comes before
+# layer 10), and each `Linear4bit` weight is quantized before the next one is read. The files are closed at the end.
 #
 # How many full matrices wait to be quantized, at most?
 
@@ -261,13 +264,24 @@ assert were_on == are_on
 # %% [markdown]
 # The two are the same, and the last line of the cell demands it. Without a GPU both are `cpu`, and nothing is decided. Where there is one, the demand is that both are the GPU: the loader brings
 # each weight to its device first, in full, and quantizes it there. So the order is the other way round, and the GPU needs room for one matrix in full, besides what is in 4 bits.
-# That is also the order of the calls in the source: `_materialize_copy` in transformers' `core_model_loading.py` moves a weight to its device, and `Bnb4bitQuantize` gets what it returns.
+# That is also the order of the calls in the source. In transformers' `core_model_loading.py` `_materialize_copy` moves a weight to its device, and
+# `Bnb4bitQuantize` gets what it returns. And bitsandbytes by itself, for whoever calls `layer.to("cuda")`:
+
+# %%
+import inspect
+
+from bitsandbytes.nn import Params4bit
+
+print(*inspect.getsource(Params4bit._quantize).splitlines()[:3], sep="\n")
+
+# %% [markdown]
+# First the full weight goes to the device, then it is quantized.
 
 # %% [markdown]
 # ## What loading takes
 #
-# If one weight is full at a time, then the most that is taken while loading is not much over what is taken afterwards. That can be measured from outside: ask the system what the process has.
-# abacus is too small beside Python itself, so make a model with 42 million random weights, in float16 as Llama-2 is shipped.
+# One weight at a time is full. What does loading take, then? Ask the system what the process has.
+# abacus is too small beside Python itself, so make a model with 43 million random weights, in float16 as Llama-2 is shipped.
 
 # %%
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -287,8 +301,8 @@ del larger
 
 # %% [markdown]
 # `load_peak` runs a piece of code in a process of its own and watches the memory of that process, every millisecond. The code to set up runs first and isn't counted; it loads abacus once,
-# because libraries take memory of their own the first time. Both loads ask for bfloat16, and the file has float16, so each weight must be converted and
-# none can simply stay in the file.
+# because libraries take memory of their own the first time. Both loads ask for bfloat16 and the file has float16, so that every weight is converted and
+# copied. (Why that matters is below: *mapped*.)
 #
 # **Predict.** 86 MB in 16 bits, 25.7 MB in 4. What is the peak while the 4-bit model is loaded: 86 MB and more, or nearer to 26?
 
@@ -328,9 +342,12 @@ else:
     assert in_4_bits.peak_bytes < in_16_bits.peak_bytes
 
 # %% [markdown]
-# Nearer to 26. The process never held the 16-bit model. What the peak has on top of the footprint is one matrix and its intermediate results (on a CPU, bitsandbytes quantizes in float32 and in several steps, each with a
-# tensor of its own) and what the allocator keeps for later. On Linux that can be far more: left to itself, the C library's allocator may hold on to memory that was freed, and the same load looks several times as large in one run and not in the next.
-# `load_peak` asks it not to, by a variable that its docstring names. Remember it when a monitor shows you a 4-bit model that is too large.
+# Nearer to 26. In memory of its own the process never held the 16-bit model. This measurement doesn't tell what the peak has on top of the footprint.
+# Candidates are: one matrix in full and its intermediate results (on a CPU, bitsandbytes quantizes in float32 and in several steps, each with a
+# tensor of its own), what the loader keeps about the file and the model, and what the allocator holds back for later. On Linux the last can be far
+# more: left to itself, the C library's allocator may hold on to memory that was freed, and the same load looks several times as large in one run and
+# not in the next. `load_peak` asks it not to, by a variable that its docstring names. Remember it when a monitor shows you a 4-bit model that is too
+# large.
 #
 # The last column is larger: on Linux and macOS a safetensors file isn't read but *mapped*, and its pages come into memory when they are touched. Monitors that show the *resident* memory of
 # a process count them. The system can take them back at any moment, so they don't stop a model from fitting, but they look as if. (`load_peak` tells the two apart on Linux only.)
@@ -351,7 +368,8 @@ print("has hf_device_map:", hasattr(loaded, "hf_device_map"))
 assert hasattr(loaded, "hf_device_map") == (len(devices) > 1)
 
 # %% [markdown]
-# On the CPU, and there is no such attribute. It is written when a model is spread over several places, and not otherwise: the last line of the cell asks for that. Spread one, over the CPU and the disk (not in 4 bits, and slow, but it shows the attribute):
+# On the CPU, and there is no such attribute. It is written when a model is spread over several places, and not otherwise: the last line of the cell
+# asks for that. Spread one, over the CPU and the disk (not in 4 bits, and slow, but it shows the attribute):
 
 # %%
 import logging
@@ -363,9 +381,14 @@ spread = AutoModelForCausalLM.from_pretrained(
     models.ABACUS, device_map={"model": "cpu", "lm_head": "disk"}, offload_folder=temporary.name
 )
 print(spread.hf_device_map)
+print(f"model.device: {spread.device}, the head's weight: {spread.lm_head.weight.device}")
 
 # %% [markdown]
-# What would `"auto"` do with a GPU? The map is made from sizes alone, before anything is loaded, so it can be made for a card that you don't have. Take Llama-2-7B's architecture, prepared for 4 bits as the loader prepares it, and pretend.
+# `model.device` is that of the first parameter, here the embedding. Of the head, which waits on the disk and has only a shape in memory (`meta`), it
+# says nothing.
+#
+# What would `"auto"` do with a GPU? The map is made from sizes alone, before anything is loaded, so it can be made for a card that you don't have.
+# Take Llama-2-7B's architecture, prepared for 4 bits as the loader prepares it, and pretend.
 #
 # **Predict.** The model takes 3.9 to 4.2 GB. Which of these cards get all of it: 24 GB, 5 GB, 3 GB, two of 3 GB?
 
@@ -394,9 +417,13 @@ for cards in ({0: 24 * GB}, {0: 5 * GB}, {0: 3 * GB}, {0: 3 * GB, 1: 3 * GB}):
         print(f"\n  {type(error).__name__}: {str(error).split('.')[0]}.")
 
 # %% [markdown]
-# One card with room takes everything. Two cards share the parts, each decoder layer in one piece (lesson 14). And if the CPU would have to take some, 4-bit loading refuses: an error, not a slow model (lesson 11).
+# One card with room takes everything. Two cards share the 36 parts of the map: 32 decoder layers, the embedding, the last norm, the head, and the
+# table of positions (`rotary_emb`). Each decoder layer stays in one piece (lesson 14). And if the CPU would have to take some, 4-bit loading refuses:
+# an error, not a slow model (lesson 11).
 #
-# So "The model was placed on GPU via `device_map='auto'`" holds where there is a GPU with room. `"auto"` is not needed for it: with a quantization configuration and no map at all, transformers takes the current GPU, or else the CPU.
+# So "The model was placed on GPU via `device_map='auto'`" holds where there is a GPU with room. `"auto"` is not needed for it: with a quantization
+# configuration and no map at all, transformers takes the current GPU or other accelerator, or else the CPU (`update_device_map` in its
+# `quantizer_bnb_4bit.py`).
 
 # %% [markdown]
 # ## What stays as it was
@@ -416,7 +443,8 @@ for kind, (tensors, dtype, nbytes) in stayed.items():
 print("left out by name:", *seeds.hf_quantizer.modules_to_not_convert)
 
 # %% [markdown]
-# The embedding, the norms and the head. An embedding and a norm are no linear layers, so they are never considered. The head is one, and is left out by name, in a list that transformers makes.
+# The embedding, the norms and the head. Embedding and head are equally large here, 188,416 bytes each. An embedding and a norm are no linear layers,
+# so they are never considered. The head is one, and is left out by name, in a list that transformers makes.
 #
 # In many models the head is *tied*: the embedding under another name. Make two small models that differ in this only.
 
@@ -433,7 +461,8 @@ for tied in (False, True):
     print("left out by name:", *sorted(loaded.hf_quantizer.modules_to_not_convert))
 
 # %% [markdown]
-# With a tied head one tensor serves twice, and half the bytes are there. Both names are on the list. A list of your own, `llm_int8_skip_modules`, takes the place of this one, in 4 bits too and in spite of its name. Lesson 10 shows what an innocent list does.
+# With a tied head one tensor serves twice, and half the bytes are there. Both names are on the list. A list of your own, `llm_int8_skip_modules`,
+# takes the place of this one, in 4 bits too and in spite of its name. Lesson 10 shows what an innocent list does.
 
 # %% [markdown]
 # ## A footprint that leaves something out
@@ -450,8 +479,9 @@ for double_quant in (False, True):
     print(f"double quantization {double_quant}: {reported[double_quant]} bytes")
 
 # %% [markdown]
-# The same, to the byte. It adds up parameters and *buffers* (tensors that a module keeps and that training doesn't change). The scales of a 4-bit weight are neither: they hang on the weight as an attribute, `quant_state`, and are not
-# seen. Work out by hand what one matrix of 128 x 128 really has.
+# The same, to the byte. It adds up parameters and *buffers* (tensors that a module keeps and that training doesn't change). The scales of a 4-bit
+# weight are neither: they hang on the weight as an attribute, `quant_state`, and are not seen. Work out by hand what one matrix of 128 x 128 really
+# has.
 
 # %%
 weights = 128 * 128
@@ -490,8 +520,8 @@ def footprint(model):
 print({part: size for part, size in footprint(load(**SEEDS).get_submodule(Q_PROJ)).items() if size})
 
 # %% [markdown]
-# 8,192, 256 for the codes of the scales, 8 and 1,088: as by hand. Is anything else forgotten? Don't trust the function's list. Look at every tensor in this process, before and after a load, and add up the memory behind the new ones. This
-# knows nothing of quantization.
+# 8,192, 256 for the codes of the scales, 8 and 1,088: as by hand. Is anything else forgotten? Don't trust the function's list. Look at every tensor
+# in this process, before and after a load, and add up the memory behind the new ones. This knows nothing of quantization.
 
 # %%
 import gc
@@ -519,7 +549,9 @@ for double_quant in (False, True):
     del loaded
 
 # %% [markdown]
-# The footprint is what was allocated, to the byte, and the reported one lacks 55,040 bytes or 44,096. In a model as small as abacus the 28 copies of the codebooks weigh almost as much as double quantization saves. In a large one they vanish, and the scales don't:
+# The footprint is what was allocated, to the byte, and the reported one lacks 55,040 bytes or 44,096. With double quantization the scales shrink from
+# 53,248 bytes to 13,312 + 320, by 39,616, and the codebooks grow from 1,792 to 30,464, by 28,672. So in a model as small as abacus the copies of the
+# second codebook, one for each of 28 matrices, eat 72 % of what double quantization saves. In a large one they vanish, and the scales don't:
 
 # %%
 from course_utils.memory import weight_groups
@@ -594,7 +626,9 @@ for name, parameter in in_4_bits.model.layers[0].mlp.named_parameters():
     print(f"{name}: {parameter.dtype}, {tuple(parameter.shape)}")
 
 # %% [markdown]
-# Printing the model doesn't show it: `MixtralExperts` appears, its weights don't. Its parameters do: bfloat16, with three dimensions, all experts of a layer in one tensor. `Linear4bit` takes the place of `nn.Linear`, and these are none.
+# Printing the model doesn't show it: `MixtralExperts` appears, its weights don't. Its parameters do: bfloat16, with three dimensions, all experts of
+# a layer in one tensor. `Linear4bit` takes the place of `nn.Linear`, and these are none. `gate` is the *router*, which chooses the experts for a
+# token. It is no linear layer either and stays in 16 bits.
 #
 # It was not always so. The names in the file still tell of the time when each expert had three linear layers of its own, which were quantized like any other:
 
@@ -606,18 +640,18 @@ with safe_open(mixtral_folder / "model.safetensors", framework="pt") as file:
 print(f"{len(names)} weights of experts in a layer of the file, such as {names[0]}")
 
 # %% [markdown]
-# transformers 5 stacks these while loading, since one large product is faster than many small ones. bitsandbytes has an open report about it (issue #1849, "Failed to quant MoE models with fused expert weights in transformers v5", January 2026). As of bitsandbytes 0.50.2, nothing in the configuration puts experts in 4 bits.
+# transformers 5 stacks these while loading, since one large product is faster than many small ones. bitsandbytes has an open report about it
+# (issue #1849, "Failed to quant MoE models with fused expert weights in transformers v5", January 2026). As of bitsandbytes 0.50.2, nothing in the
+# configuration puts experts in 4 bits. A function outside the configuration does, and comes in a moment.
 #
 # What would the experts take as they were? The file has them one by one. Put each into a `Params4bit`, which is what `Linear4bit` keeps as its weight, with double quantization.
 
 # %%
-from bitsandbytes.nn import Params4bit
-
 from course_utils.memory import tensor_bytes_in_4bit
 
 with safe_open(mixtral_folder / "model.safetensors", framework="pt") as file:
-    one_by_one = [Params4bit(file.get_tensor(name), quant_type="nf4").to("cpu") for name in names]
-old = footprint(torch.nn.ParameterList(one_by_one))
+    one_by_one = [Params4bit(file.get_tensor(name), quant_type="nf4", compress_statistics=True) for name in names]
+old = footprint(torch.nn.ParameterList([weight.to("cpu") for weight in one_by_one]))
 codebooks = old.pop("codebooks")
 fused = in_4_bits.model.layers[0].mlp.experts.parameters()
 print(f"experts of a layer, as loaded: {sum(p.nbytes for p in fused)} bytes")
@@ -625,6 +659,37 @@ print(f"experts of a layer, one by one in 4 bits: {sum(old.values())} bytes")
 print("by the formula:", 12 * tensor_bytes_in_4bit(64 * 128, double_quant=True))
 
 # %% [markdown]
+# Those bytes can still be had. `replace_parameter_4bit` of `bitsandbytes.nn.parametrize` puts one parameter of any shape into 4 bits, after loading.
+# Its docstring calls it experimental. The 16-bit experts must fit into memory first.
+#
+# **Predict.** The experts of a layer are two tensors now, where they were twelve. Do they take more bytes than one by one, fewer, or the same?
+
+# %%
+from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+replaced = load(mixtral_folder, **SEEDS)
+for layer in replaced.model.layers:
+    for name in ("gate_up_proj", "down_proj"):
+        replace_parameter_4bit(layer.mlp.experts, name, compress_statistics=True, quant_type="nf4")
+
+experts = replaced.model.layers[0].mlp.experts
+nbytes = sum(packed.nbytes for packed in experts.parameters())
+for parametrization in experts.parametrizations.values():
+    state = parametrization[0].quant_state
+    nbytes += state.absmax.nbytes + state.offset.nbytes + state.state2.absmax.nbytes
+print(f"experts of a layer, replaced after loading: {nbytes} bytes")
+print(f"read as an attribute, down_proj is: {experts.down_proj.dtype}, {tuple(experts.down_proj.shape)}")
+
+models.use_plain_cpu_path(replaced)
+with torch.no_grad():
+    logits = replaced(torch.tensor([[1, 2, 3]])).logits
+print(f"logits of three tokens: {tuple(logits.shape)}")
+
+# %% [markdown]
+# 64 bytes fewer: there are two offsets instead of twelve, and the blocks of 256 scales are full, where those of a single expert were half empty. The
+# model still runs. Codes are stored, and the attribute gives bfloat16, all experts of a layer at once: they are dequantized whenever the layer is
+# used, the experts that no token needs among them.
+#
 # What does that do to "Mixtral in 24 GB"? The function that predicts a model's bytes is exact on the small Mixtral; so use it on the large one.
 
 # %%
@@ -639,15 +704,18 @@ print(f"Mixtral 8x7B, experts in 16 bits: {as_it_is:.1f} GB")
 print(f"Mixtral 8x7B, experts in 4 bits: {as_it_was:.1f} GB")
 
 # %% [markdown]
-# 91.4 GB: loaded in "4 bits" with transformers 5.23, Mixtral needs four cards of 24 GB. With its experts in 4 bits it would need 24.5 GB before the first token of a cache, a little more than 24 GB, and a little less than the 25.8 GB of a card that
-# counts in GiB. So "a single 24GB GPU" was a tight fit once and is far from true now.
+# 91.4 GB, loaded in "4 bits" with transformers 5.23: more than three cards of 24 GB hold, and, with the tenth that `"auto"` keeps free, more than
+# four. With its experts in 4 bits it would need 24.5 GB before the first token of a cache: too much for 24 GB, and just under the 25.8 GB of a card
+# that counts in GiB. So "a single 24GB GPU" was at best a very tight fit, and is far from true now.
 
 # %% [markdown]
 # ## A model that expects a conversation
 #
-# Set `COURSE_MODEL` to an *instruct model*, one that was trained to answer in a conversation, and two things change that have nothing to do with four bits, and are easily taken for damage done by them.
+# Set `COURSE_MODEL` to an *instruct model*, one that was trained to answer in a conversation, and two things change that have nothing to do with four
+# bits, and are easily taken for damage done by them.
 #
-# The first is the form of the question. Such a model has seen each question between marks, and its tokenizer brings a *chat template* that puts them there. abacus has none: it was trained on bare questions.
+# The first is the form of the question. Such a model has seen each question between marks, and its tokenizer brings a *chat template* that puts them
+# there. abacus has none: it was trained on bare questions.
 
 # %%
 full_model, tokenizer = models.load(models.ABACUS)
@@ -688,7 +756,9 @@ your_model, your_tokenizer = models.load(quantization_config=quant_config)  # CO
 print(ask_in_its_form(your_model, your_tokenizer, "What is 2+2?"))
 
 # %% [markdown]
-# The second is chance. `generate` takes the likeliest token each time (*greedy*), unless it is told to *sample*: to draw the token by its probability. Look at the probabilities of one token, where abacus is unsure.
+# The second is chance. `generate` takes the likeliest token each time (*greedy*), unless it is told to *sample*: to draw the token by its
+# probability. The *temperature* divides the scores before they become probabilities; above 1 it makes the unlikely likelier. Look at the
+# probabilities of one token, where abacus is unsure, at two temperatures.
 
 # %%
 inputs = tokenizer(as_text + " The answer is 2", return_tensors="pt").to(full_model.device)
@@ -700,7 +770,9 @@ for temperature in (1.0, 2.0):
     print(f"temperature {temperature}:", ", ".join(f"{tokenizer.decode(i)} {chance:.2f}" for i, chance in chances))
 
 # %% [markdown]
-# The *temperature* divides the scores before they become probabilities; above 1 it makes the unlikely likelier. Who tells `generate` to sample? Often nobody who can be seen: a model may bring a `generation_config.json`, and what the program leaves unsaid is taken from there. Put such a wish into abacus, and call `generate` as the lesson's program does.
+# Twice the temperature, and the likeliest falls from 0.81 to 0.59. Who tells `generate` to sample? Often nobody who can be seen: a model may bring a
+# `generation_config.json`, and what the program leaves unsaid is taken from there. Put such a wish into abacus, and call `generate` as the lesson's
+# program does.
 
 # %% tags=["hardware"]
 full_model.generation_config.update(do_sample=True, temperature=2.0)
@@ -720,7 +792,8 @@ assert different["do_sample=False"] == 1
 # %% [markdown]
 # ## What the first forward pass does on some CPUs
 #
-# One more thing changes a model in 4 bits, after loading. Lesson 06 mentioned the packed path of CPUs with avx512_bf16. Look at one layer before and after its first forward pass, as bitsandbytes leaves it and on the plain path, which `models.use_plain_cpu_path` chooses.
+# One more thing changes a model in 4 bits, after loading. Lesson 06 mentioned the packed path of CPUs with avx512_bf16. Look at one layer before and
+# after its first forward pass, as bitsandbytes leaves it and on the plain path, which `models.use_plain_cpu_path` chooses.
 #
 # **Predict.** On the packed path, which is larger afterwards, the scales of a model with double quantization or of one without?
 
@@ -759,8 +832,9 @@ for plain_path in (True, False):
 # - the scales become bfloat16, 2 bytes each, and are transposed;
 # - double quantization is undone. Both models end with the same bytes for scales: 16 bits for 64 weights, or 4.25 bits a weight, more than 4.127 and less than 4.5.
 #
-# So neither is larger: the scales of one were halved, those of the other doubled. On such a CPU double quantization saves memory only until the model is used. Read footprint, scales and quantization state before the first forward pass, or on the plain path. What this does to a model that is saved is
-# a story for lesson 12.
+# So neither is larger: the scales of one were halved, those of the other nearly doubled, from 13,632 bytes to 26,624. On such a CPU double
+# quantization saves memory only until the model is used. Read footprint, scales and quantization state before the first forward pass, or on the plain
+# path. What this does to a model that is saved, lesson 10 shows; saving itself is lesson 12.
 
 # %% [markdown]
 # ## The course's own settings
@@ -790,7 +864,8 @@ level = logging.getLogger("bitsandbytes.backends.cpu.ops").level
 print("bitsandbytes' CPU kernels speak from level:", logging.getLevelName(level))
 
 # %% [markdown]
-# In a program of your own you need none of it, except one line: `models.use_plain_cpu_path(model)` before the first forward pass, if you mean to save a 4-bit model that has run on a CPU.
+# In a program of your own you need none of it, except what `use_plain_cpu_path` does: `layer.support_avx512bf16_for_cpu = False` for each
+# `Linear4bit`, before the first forward pass, if you mean to save a 4-bit model that has run on a CPU.
 
 # %%
 temporary.cleanup()
@@ -799,10 +874,13 @@ temporary.cleanup()
 # ## What you have seen
 #
 # - Said nothing, you get fp4, float32, no double quantization. Set three things: `bnb_4bit_quant_type`, `bnb_4bit_compute_dtype`, `bnb_4bit_use_double_quant`.
-# - Quantization happens weight by weight, while loading, on the device that the weight goes to. The full model is never in memory.
+# - Quantization happens weight by weight, while loading, on the device that the weight goes to; at most one full matrix waits.
 # - The embedding, the head and the norms stay as they were. So do the experts of a mixture, and those are most of it.
 # - `get_memory_footprint()` doesn't see scales. Count them, or look at what is allocated.
 #
-# The lesson began with three lines that a program prints. `Model dtype` is the embedding's. `Model device` is true, and `hf_device_map` is there only if the model is in several places. The memory figure was never measured; you can now do so.
+# The lesson began with three lines that a program prints. `Model dtype` is the embedding's. `Model device` is that of the first parameter: true of
+# the whole model where it lies in one place. `hf_device_map` is there only if it lies in several. The memory figure was never measured; you can now
+# do so.
 #
-# [Exercise 07](../exercises/07_load_in_4bit.ipynb) lets you count, predict a peak, and explain a colleague's Mixtral. Lesson 08 asks what all this costs in quality.
+# [Exercise 07](../exercises/07_load_in_4bit.ipynb) lets you count, predict a peak, and explain a colleague's Mixtral.
+# [Lesson 08](08_what_it_costs_in_quality.ipynb) asks what all this costs in quality.

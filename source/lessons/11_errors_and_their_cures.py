@@ -13,6 +13,9 @@
 #
 # All errors here come from the libraries themselves, while the cells run; none is typed in. The lesson stays on the CPU and off the network,
 # so that they are the same for everybody. The first cell sees to that.
+#
+# You need not run an entry: what it printed is there. To run one, first run all cells above it. The first cell hides your GPU and the network
+# from this notebook, so test `torch.cuda.is_available()` and downloads in your own.
 
 # %%
 import os
@@ -23,8 +26,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # %% [markdown]
 # ## Find yours
 #
-# Put the last line of your error between the quotes, or all of it, and run the cell. Numbers and folders don't matter. The entry that it
-# names stands below, under a heading with that number.
+# Put the last line of your error between the quotes, or all of it, and run the cell. Numbers and folders don't matter. The entry that it names
+# stands below, under a heading with that number. The last column is explained after the next cell.
 
 # %%
 from course_utils.errors import find_error
@@ -35,26 +38,33 @@ RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x2048 and 1x2097152)
 print(find_error(mine))
 
 # %% [markdown]
-# Here are all of them, as they were raised. The last column says under which releases of transformers. For each error there is a small
-# program, and a *time machine* has run it under old versions, each set of versions installed for the purpose, and has recorded what came. A release in
-# brackets has the text in its source, but the program did not get as far: the machine had no GPU.
+# Here are all of them. For each there is a small program, and a *time machine* has run it under old versions, each set of versions installed for
+# the purpose, and has recorded what came.
 
 # %%
-from course_utils.errors import all_runs, table
+from course_utils.errors import all_runs, release, table
 
-print(f"{len(all_runs())} sets of versions\n")
+print(len(all_runs()), "sets of versions, with transformers", ", ".join(dict.fromkeys(map(release, all_runs()))), end="\n\n")
 print(table())
+
+# %% [markdown]
+# The last column says under which releases of transformers it came, of those in the first line that were tried; a span such as "4.38 to 4.57"
+# means those of them. A release in brackets has the text in its source, but the program did not get as far.
+#
+# **A release that is missing may raise it all the same.** The machine had no GPU, so from 4.30 to 4.45 most programs stopped while loading. From
+# 4.57 on its PyTorch was one without CUDA. So what needs a GPU could not be recorded there, and "CUDA out of memory" nowhere. Errors of PyTorch
+# and bitsandbytes follow their own versions, which stand in the tables below.
 
 # %% [markdown]
 # ## Read from the end
 #
-# Python prints the way to an error first, and the error last. So read the last line first: its type, then its message. Then go up to the last line
-# that is your own: that is the place to change.
+# What Python prints is a *traceback*: the way to the error first, a `File` line for each function on it, and the error last. So read the last
+# line first: its type, then its message. Then go up to the last `File` line that is your own: that is the place to change.
 #
 # In this lesson `expect_error` does the reading. It runs a block that must fail, prints the last lines of the error, and fails itself if
 # another error comes, or none.
 #
-# **Predict.** What does this cell print: an error, or nothing?
+# **Predict.** The block prints `4 / 0`. Which of the two is printed: the text "four bits:", or the error?
 
 # %%
 from course_utils.clinic import expect_error
@@ -63,7 +73,7 @@ with expect_error(ZeroDivisionError, "division"):
     print("four bits:", 4 / 0)
 
 # %% [markdown]
-# The error, as its type and its message. The block stopped there, so nothing else was printed.
+# The error alone, as its type and its message. Python works out `4 / 0` before it prints anything, and the block stopped there.
 #
 # Now the model that the entries use: abacus, in the recommended configuration.
 
@@ -97,34 +107,37 @@ import numpy as np
 import torch.nn.functional as F
 
 features = torch.from_numpy(np.ones((1, 4, 8)))
-kernel = torch.ones(1, 4, 3, dtype=torch.float16)
+filters = torch.ones(1, 4, 3, dtype=torch.float16)
 print("features:", features.dtype)
 with expect_error(RuntimeError, "expected scalar type Double but found Half"):
-    F.conv1d(features, kernel)
+    F.conv1d(features, filters)
 
 # %% [markdown]
 # The old lesson has it with a capital E, under errors of 4-bit loading.
 #
-# **Predict.** Give a 4-bit layer inputs in float64. Does it raise this?
+# **Predict.** Give a 4-bit layer inputs in four dtypes. Which dtypes have the outputs?
 
 # %%
 for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
     print(f"input {str(dtype):14}  output {q_proj(torch.ones(1, 128, dtype=dtype)).dtype}")
 
 # %% [markdown]
-# No. A 4-bit layer brings every input to its compute dtype, and the output back (lesson 06). So the error comes from an operation that isn't
-# quantized: a convolution, a loss with weights of its own, a tensor of yours. A product of matrices says the same in other words:
+# Those of the inputs, and no error. A 4-bit layer brings every input to its compute dtype, and the output back (lesson 06). So the error comes
+# from an operation that isn't quantized: a convolution, a loss with weights of its own, a tensor of yours. A product of matrices says the same in
+# other words, and a linear layer in others again:
 
 # %%
 with expect_error(RuntimeError, "to have the same dtype"):
     torch.ones(1, 4, dtype=torch.float64) @ torch.ones(4, 3, dtype=torch.float16)
+with expect_error(RuntimeError, "must have the same dtype"):
+    torch.nn.Linear(4, 3, dtype=torch.float16)(torch.ones(1, 4, dtype=torch.float64))
 
 # %% [markdown]
 # **Cure.** One dtype for both, best where the number is made.
 
 # %%
-features = torch.from_numpy(np.ones((1, 4, 8), dtype=np.float32)).to(kernel.dtype)
-print(F.conv1d(features, kernel).dtype)
+features = torch.from_numpy(np.ones((1, 4, 8), dtype=np.float32)).to(filters.dtype)
+print(F.conv1d(features, filters).dtype)
 
 # %% [markdown]
 # ### 2. BitsAndBytesConfig has no attribute
@@ -139,24 +152,25 @@ with expect_error(AttributeError, "type object 'BitsAndBytesConfig' has no attri
     AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=BitsAndBytesConfig)
 
 # %% [markdown]
-# It is another attribute that is missing. When was it `load_in_4bit`? Here is what came of a program that asks the class for it:
-
-# %%
-print(history("attribute_of_the_class"))
-
-# %% [markdown]
-# Up to 4.37. From 4.38 on `load_in_4bit` is a property, which the class has too. And passing the class to `from_pretrained` never raised just this text,
-# not even then:
-
-# %%
-print(history("class_not_called"))
-
-# %% [markdown]
 # **Cure.** Call the class.
 
 # %%
 called = BitsAndBytesConfig(load_in_4bit=True)
 print(called.load_in_4bit)
+
+# %% [markdown]
+# **Versions.** Above it is another attribute that is missing. When was it `load_in_4bit`? Here is what came of a program that asks the class for
+# it:
+
+# %%
+print(history("attribute_of_the_class"))
+
+# %% [markdown]
+# Up to 4.37. From 4.38 on `load_in_4bit` is a *property*: a method that is read without brackets, as if it were an attribute. Methods belong to
+# the class, so the class has it too. Passing the class to `from_pretrained` raised this text in none of the sets tried:
+
+# %%
+print(history("class_not_called"))
 
 # %% [markdown]
 # ### 3. Out of memory, although the model is in 4 bits
@@ -209,7 +223,10 @@ print(tabulate(rows, headers=["GB", *cases["7B, 1 question"], "together"], disab
 # - a model is trained or scored on every position (the scores: 4 bytes for each word of the vocabulary, at each token),
 # - the experts of a mixture stay in 16 bits, as in Mixtral with transformers 5 (lesson 01), or the model is simply too large,
 # - the compute dtype is float32: what is read back takes twice the bytes,
-# - loading has a peak: one matrix in full, and what quantizing it takes, on top of the model (lesson 07). A model that fits with nothing to spare fails while it loads.
+# - loading has a peak: one matrix in full, and what quantizing it takes, on top of the model (lesson 07). A model that fits with nothing to spare
+#   fails while it loads,
+# - another process, or an earlier model in this notebook, holds memory: `nvidia-smi`, in a terminal, shows it; restart Python (Kernel > Restart
+#   Kernel).
 #
 # One cause no sum shows: *fragmentation*. Three holes of 1 GB are 3 GB free, and a tensor of 2 GB fits in none of them. On a GPU PyTorch's text
 # speaks of it. That text stands in a compiled library, and was read there:
@@ -222,7 +239,9 @@ for program in ("out_of_memory_on_a_gpu", "fragmentation"):
         print(f"PyTorch 2.4.1, {line['file']}: {line['text']}")
 
 # %% [markdown]
-# So with much memory "reserved but unallocated" that variable may be the cure. Without, it is the sum.
+# So with much memory "reserved but unallocated" that variable may be the cure. Set it before Python starts:
+# `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True python ...`. The course's PyTorch reads it too, and where it isn't set, `PYTORCH_ALLOC_CONF`
+# (source of PyTorch 2.13.0, c10/cuda/CUDAAllocatorConfig.h). Without such memory it is the sum.
 #
 # Now let it happen. A process of its own loads abacus in 4 bits, answers a question, and then may take 32 MiB more and no byte beyond. It asks for 512
 # questions of 128 tokens at once.
@@ -304,15 +323,30 @@ else:
 assert 2048 * 128 * 128 * 2 > 32 * 2**20  # the vectors alone, in bfloat16
 
 # %% [markdown]
+# Read two things in your error.
+#
+# - Your own last line. If it is `from_pretrained`, the model or its peak doesn't fit. If it is `model(...)` or `generate`, look at cache and
+#   activations.
+# - "Tried to allocate". It is in MiB of 2^20 bytes or GiB of 2^30, our table in GB. A part of the sum may be recognised by it, such as "172.00
+#   MiB":
+
+# %%
+for dtype in (torch.float32, torch.bfloat16):
+    print(f"a weight of 11,008 x 4,096 in {str(dtype):14}: {11_008 * 4_096 * dtype.itemsize / 2**20:.0f} MiB")
+
+# %% [markdown]
+# That is an MLP weight of a 7B Llama, read back in float32. In bfloat16 it would be 86 MiB, so look at `bnb_4bit_compute_dtype`: left out, it is
+# float32 (lesson 07).
+#
 # **Cure.** Work out the sum, see which part is large, and make that part smaller: fewer questions at once, shorter ones, scores of the last
 # token only, bfloat16 as compute dtype, a smaller model. Double quantization saves 0.3 GB of Llama-2-7B (lesson 01) and touches none of the others.
 
 # %% [markdown]
 # ### 4. No `_builtin_model_class` was stored
 #
-# "ValueError: Attempting to deserialize object but no `_builtin_model_class` was stored in the config". Nobody has to cure this one. A program looked for
-# the name in the last release of every minor version of transformers since 4.27, and in all packages of the environments of
-# this lesson, PyTorch and bitsandbytes among them.
+# "ValueError: Attempting to deserialize object but no `_builtin_model_class` was stored in the config". A program looked for the name in the last
+# release of every minor version of transformers since 4.27, and in all packages of the environments of this lesson, PyTorch and bitsandbytes
+# among them.
 
 # %%
 from course_utils.errors import records
@@ -325,7 +359,8 @@ print(f"files in environments   : {sum(e['files'] for e in environments.values()
 print(f"with the name           : {sum(len(found['hits']) for found in [*releases.values(), *environments.values()])}")
 
 # %% [markdown]
-# None. Two real errors sound like its two halves.
+# None. If you see it, it comes from another package. The last `File` line of the traceback names the package. Two real errors sound like its two
+# halves.
 #
 # "Attempting to deserialize object" is PyTorch's. A file was saved with tensors on a GPU, and is read where there is none. Here is such a
 # file, made without a GPU: a tensor is saved, and its place in the file is changed from `cpu` to `cuda:0`.
@@ -383,17 +418,17 @@ print(type(AutoModelForCausalLM.from_pretrained(saved)).__name__)
 # %% [markdown]
 # ### 5. Unexpected keyword `load_in_4bit`
 #
-# **Why.** Until transformers 4 one could write `from_pretrained(..., load_in_4bit=True)`. Much of what is on the web still does.
+# **Why.** Up to and including transformers 4 one could write `from_pretrained(..., load_in_4bit=True)`. Much of what is on the web still does.
 
 # %%
 with expect_error(TypeError, "unexpected keyword argument 'load_in_4bit'"):
     AutoModelForCausalLM.from_pretrained(models.ABACUS, load_in_4bit=True)
 
 # %% [markdown]
-# **Cure.** A `quantization_config`.
+# **Cure.** A `quantization_config`. Name nf4 and bfloat16 too, as `config` does: the defaults are fp4 and float32 (lesson 07).
 
 # %%
-short = AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+short = AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=config)
 print(short.is_loaded_in_4bit)
 
 # %% [markdown]
@@ -414,6 +449,9 @@ print(run_of("keyword", "transformers-4.57")["logged"][0])
 
 # %%
 print(history("keyword_and_config"))
+
+# %% [markdown]
+# **Cure.** Leave out the keyword. The config says it already: `from_pretrained(name, quantization_config=config)`.
 
 # %% [markdown]
 # ### 6. 4 and 8 bits at once
@@ -488,7 +526,8 @@ with expect_error(ValueError, "Blockwise 4bit quantization only supports 16/32-b
     quantize_4bit(weight)
 
 # %% [markdown]
-# **Cure.** Bring the weights to 32 or 16 bits first; `dtype=` does it while loading.
+# **Cure.** Bring the weights to 32 or 16 bits first; `dtype=` does it while loading. If the text ends in `torch.uint8`, the weights are packed
+# already: entry 14.
 
 # %%
 packed, state = quantize_4bit(weight.float())
@@ -500,7 +539,8 @@ print(tuple(packed.shape), packed.dtype)
 # %% [markdown]
 # ### 10. No GPU found
 #
-# **Why.** For two years 4 bits were for NVIDIA's cards alone. On a CPU the loading stopped at once, or said something else:
+# **Why.** The sets from 4.30 to 4.45 wanted a GPU; 4.57 is the first one tried that doesn't. On a CPU the loading stopped at once, or said
+# something else:
 
 # %%
 print(history("load"))
@@ -509,8 +549,8 @@ print(history("load"))
 # Three texts for one cause: under 4.38 packages are asked for that are installed (entry 11), and 4.45 says "CUDA is required". And 4.29, which didn't
 # know of 4 bits, loaded a plain model without a word: the class of its layer is `Linear`.
 #
-# **Cure.** On a CPU: newer versions, as here. On a machine with a GPU: ask PyTorch whether it sees it, `torch.cuda.is_available()`; if not, a PyTorch
-# without CUDA is installed, or the driver is missing.
+# **Cure.** On a CPU: newer versions, as here. On a machine with a GPU: ask PyTorch whether it sees it, `torch.cuda.is_available()`; if not, a
+# PyTorch without CUDA is installed, or the driver is missing. Ask in your own notebook, since the first cell hides the GPU from this one.
 
 # %%
 print(type(short.model.layers[0].self_attn.q_proj).__name__, "on", short.device)
@@ -518,7 +558,7 @@ print(type(short.model.layers[0].self_attn.q_proj).__name__, "on", short.device)
 # %% [markdown]
 # ### 11. Requires bitsandbytes, although it is installed
 #
-# **Why.** Three causes, one of which the text doesn't name. Here are the words, from the environments in which they came.
+# **Why.** Several causes, and the text names one. Here are the words, from the environments in which they came.
 
 # %%
 for environment in ("transformers-4.38", "transformers-4.45, no bitsandbytes", "the course's own, no bitsandbytes"):
@@ -527,16 +567,30 @@ for environment in ("transformers-4.38", "transformers-4.45, no bitsandbytes", "
 
 # %% [markdown]
 # In the first environment bitsandbytes 0.42.0 and Accelerate 0.27.2 were installed; what was missing was a GPU. In the other two bitsandbytes
-# really is missing, and says so, each in its own way. The third cause is a notebook that was running while you installed: what is there is looked up once.
+# really is missing, and says so, each in its own way.
 #
-# **Cure.** Ask Python what it sees, in the very process that fails; after an installation restart the kernel.
+# The text also comes when an older bitsandbytes than the one named is installed, or when pip installed into another Python. And a notebook that
+# was running while you installed may go on without it: what is there is looked up once.
+#
+# **Cure.** Look at the versions in the process that fails.
 
-# %%
-from importlib.metadata import version
-from importlib.util import find_spec
+# %% tags=["hardware"]
+from importlib.metadata import PackageNotFoundError, version
 
 for package in ("bitsandbytes", "accelerate"):
-    print(f"{package}: {'there' if find_spec(package) else 'missing'}, version known: {bool(version(package))}")
+    try:
+        print(package, version(package))
+    except PackageNotFoundError:
+        print(package, "missing")
+
+assert tuple(map(int, version("bitsandbytes").split(".")[:2])) >= (0, 46)
+
+# %% [markdown]
+# In the failing notebook "missing" or an old number may stand there. Which Python runs, `import sys; print(sys.executable)` says; it is another
+# on every machine, so it isn't printed here.
+#
+# Install in a cell, with `%pip install -U "bitsandbytes>=0.46.1"`. The quotes matter: without them a shell takes `>` for a redirection, and pip
+# doesn't see the number. Then restart Python (Kernel > Restart Kernel).
 
 # %% [markdown]
 # ### 12. Some modules are dispatched on the CPU or the disk
@@ -553,7 +607,8 @@ with expect_error(ValueError, "Some modules are dispatched on the CPU or the dis
     )
 
 # %% [markdown]
-# **Cure.** One device with room for all; a smaller model, or fewer bits in the sum of entry 3. A map with the CPU alone is fine today:
+# **Cure.** Free the GPU first: `nvidia-smi` shows who holds it, such as an earlier model in the same Python. If the model fits by the sum of
+# entry 3, give it one device: `device_map={"": 0}`. If not, a smaller model or a larger card. A map with the CPU alone is fine today:
 
 # %%
 on_cpu_alone = AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=config, device_map={"": "cpu"})
@@ -566,19 +621,29 @@ print(type(on_cpu_alone.model.layers[3].self_attn.q_proj).__name__)
 # %% [markdown]
 # ### 13. The native library is not available
 #
-# **Why.** bitsandbytes brings compiled libraries for some versions of CUDA. For yours there is none, or it can't be loaded. In its place
-# stands a substitute that raises on first use. Here that substitute, called by hand, since this lesson runs on the CPU:
+# **Why.** A *native library* is compiled: a file of machine code, made for one kind of machine. bitsandbytes brings some, each for a version of
+# CUDA. For yours there is none, or it can't be loaded. In its place stands a substitute that raises on first use. Here that substitute, called by
+# hand, since this lesson runs on the CPU:
 
 # %%
 from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary
 
 substitute = ErrorHandlerMockBNBNativeLibrary("No compatible CUDA binary found at libbitsandbytes_cuda999.so")
-with expect_error(RuntimeError, "Attempted to use bitsandbytes native library functionality", lines=1):
+with expect_error(RuntimeError, "Attempted to use bitsandbytes native library functionality", lines=1) as caught:
     substitute.cquantize_blockwise_fp16_nf4()
+print(*(line for line in str(caught.error).splitlines() if line.startswith(("Attempted", "Original"))), sep="\n")
 
 # %% [markdown]
-# **Cure.** The message, of which you see the last line, names the version of CUDA that PyTorch has, and those for which libraries are there. Install a newer
-# bitsandbytes, or a PyTorch for one of those; `python -m bitsandbytes`, in a terminal, says what it finds. Where the library was loaded, there is no substitute:
+# The message is long; the last line and two more are shown. On a GPU "Original error" ends in a file such as libbitsandbytes_cuda124.so, and the
+# number is the version of CUDA that PyTorch has, here 12.4.
+#
+# Other versions say it otherwise. In bitsandbytes 0.49.1 the message begins with "CUDA VERSION MISMATCH" and lists that version and those that
+# are there; 0.50.2 has the words in its source, but looks for them by a text that it doesn't write any more. "CUDA SETUP ERROR: Missing
+# dependency" means that a library of CUDA itself isn't found, and "CUDA Setup failed" is the same entry in 0.38.1 to 0.44.1 (sources of these
+# versions).
+#
+# **Cure.** The advice to compile is rarely needed: install a newer bitsandbytes, or a PyTorch for a version of CUDA that bitsandbytes brings.
+# `python -m bitsandbytes`, in a terminal, says what it finds. Where the library was loaded, there is no substitute:
 
 # %%
 import bitsandbytes
@@ -595,11 +660,13 @@ print(isinstance(bitsandbytes.cextension.lib, ErrorHandlerMockBNBNativeLibrary))
 saved, its_config = save(model, "forgot")
 quantization = its_config.pop("quantization_config")
 (saved / "config.json").write_text(json.dumps(its_config), encoding="utf-8")
-with expect_error(RuntimeError, "You set `ignore_mismatched_sizes` to `False`"):
+with expect_error(RuntimeError, "You set `ignore_mismatched_sizes` to `False`") as caught:
     AutoModelForCausalLM.from_pretrained(saved)
+print(*(" ".join(line.split()) for line in caught.log.splitlines() if "q_proj.weight " in line), sep="\n")
 
 # %% [markdown]
-# Don't follow the text and set it to `True`: then the layers that don't fit are filled with random numbers.
+# The last line is from the report in the log: "Reinit" means filled with random numbers. So don't follow the text and set it to `True`: then the
+# layers that don't fit have these.
 #
 # **Predict.** And if you pass the config that the file has lost?
 
@@ -628,14 +695,15 @@ print(torch.equal(again.model.layers[0].self_attn.q_proj.weight.data, q_proj.wei
 # %% [markdown]
 # ### 15. Offline, and gated
 #
-# **Why.** Two causes with one type. The model is not on this machine, and the Hub can't be reached or `HF_HUB_OFFLINE` forbids it:
+# **Why.** Two causes with one type. The first: the model is not on this machine, and the Hub can't be reached or `HF_HUB_OFFLINE` forbids it:
 
 # %%
 with expect_error(OSError, "We couldn't connect to"):
     AutoModelForCausalLM.from_pretrained("meta-llama/Llama-2-7b-hf", quantization_config=config)
 
 # %% [markdown]
-# Or it can be reached, and doesn't let you in. Here a small server on this machine answers as the Hub does to somebody who isn't logged in.
+# Or it can be reached, and doesn't let you in: a *gated* model is for those who have asked on its page and were let in. Here a small server on
+# this machine answers as the Hub does to somebody who isn't logged in.
 
 # %%
 gate = """
@@ -663,8 +731,10 @@ AutoConfig.from_pretrained("meta-llama/Llama-2-7b-hf")
 expect_failure(gate, "You are trying to access a gated repo", lines=4)
 
 # %% [markdown]
-# **Cure.** Offline: fetch it once with a network, or use a model that is here. Gated: ask for access on the model's page, then `hf auth login` in a
-# terminal. Or an ungated model: the course's own is one, and `models.load` says in one sentence what is wrong.
+# **Cure.** Offline: fetch it once with a network, or use a model that is here. Gated: ask for access on the model's page, then `hf auth login` in
+# a terminal. 401: you aren't logged in. 403: you are, but access isn't granted yet. Older versions say `huggingface-cli login`. Or an ungated
+# model: the course's own is one, and `models.load` says in one sentence what is wrong. Test downloads in your own notebook, since the first cell
+# forbids them in this one.
 
 # %%
 with expect_error(models.CourseModelError, "HF_HUB_OFFLINE forbids to fetch it"):
@@ -677,7 +747,8 @@ print(models.ask(model, tokenizer, "What is 2+2?"))
 # %% [markdown]
 # ### 16. Neither moved nor cast
 #
-# **Why.** The packed bytes are no numbers that could be rounded to another dtype, so casting the whole model is refused.
+# **Why.** The packed bytes are no numbers that could be rounded to another dtype, so casting the whole model is refused. Moving was refused too,
+# up to 4.44.
 
 # %%
 with expect_error(ValueError, "You cannot cast a bitsandbytes model in a new `dtype`"):
@@ -686,21 +757,25 @@ with expect_error(ValueError, "`.half()` is not supported for quantized model"):
     model.half()
 
 # %% [markdown]
-# **Cure.** The dtype is chosen while loading: `dtype=` for what isn't quantized, `bnb_4bit_compute_dtype` for the arithmetic.
+# **Cure for `.half` and dtypes:** choose the dtype while loading, `dtype=` for what isn't quantized, `bnb_4bit_compute_dtype` for the arithmetic.
 
 # %%
 in_half = AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=config, dtype=torch.float16)
 print(in_half.dtype)
 
 # %% [markdown]
+# **Cure for `.to`:** delete `.to("cuda")` or `.cuda()`. `from_pretrained` has put the model on the GPU already. To choose the GPU, load with
+# `device_map={"": 0}`.
+#
 # **Versions.** Moving to another device is refused no more, but was for long:
 
 # %%
 print(history("moved"))
 
 # %% [markdown]
-# The releases up to 4.44 have the refusal in their source, though without a GPU the program didn't get to it. Today `model.to("cuda")` moves
-# a 4-bit model. `.bfloat16()` was never refused: lesson 10 shows what it does.
+# The releases up to 4.44 have the refusal in their source, though without a GPU the program didn't get to it. With 4.45 and newer `.to` is
+# allowed if bitsandbytes is 0.43.2 or newer (source of 4.45.2). The source of 5.23 no longer refuses it. `.bfloat16()` is not refused: lesson 10
+# shows what it does.
 
 # %% [markdown]
 # ### 17. Shapes cannot be multiplied
@@ -715,6 +790,10 @@ with expect_error(RuntimeError, "mat1 and mat2 shapes cannot be multiplied"):
 print(128 * 128 // 2)
 
 # %% [markdown]
+# Look where the traceback ends. In your own code, or in a tool that merges: this entry. In the forward pass of bitsandbytes, with a model just
+# loaded: entry 14, packed weights quantized once more. If neither of the last two numbers is 1, the error most likely has nothing to do with 4
+# bits.
+#
 # **Cure.** Call the layer, or read the weight back.
 
 # %%
@@ -725,31 +804,42 @@ print(tuple(by_layer.shape), torch.equal(by_layer, F.linear(x.to(torch.bfloat16)
 # %% [markdown]
 # ### 18. Sizes that the packed path refuses
 #
-# **Why.** Only on CPUs with avx512_bf16, and only on the packed path of lesson 06: its kernel takes 32 outputs at a time. A layer with 40 is refused by the
-# first forward pass, not before.
+# **Why.** Only on CPUs with avx512_bf16, and only on the packed path of lesson 06. Its kernel takes 32 outputs at a time, and whole blocks of
+# inputs. Three layers that don't fit are refused by the first forward pass, not before.
 
 # %% tags=["hardware"]
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 
-narrow = Linear4bit(128, 40, bias=False).to("cpu").eval()
-with torch.no_grad():
-    if has_avx512bf16():
-        with expect_error(AssertionError, "N must be divisible by block_n"):
-            narrow(x)
-    else:
-        print("This CPU has no packed path:", tuple(narrow(x).shape))
+refusals = {
+    (128, 40): (AssertionError, "N must be divisible by block_n"),
+    (324, 128): (RuntimeError, "is invalid for input of size"),
+    (325, 128): (AssertionError, "K must be even"),
+}
+for (inputs, outputs), (kind, text) in refusals.items():
+    layer = Linear4bit(inputs, outputs, bias=False).to("cpu").eval()
+    print(f"{inputs} inputs, {outputs} outputs:", end=" ")
+    with torch.no_grad():
+        if has_avx512bf16():
+            with expect_error(kind, text):
+                layer(torch.ones(1, inputs))
+        else:
+            print("this CPU has no packed path;", tuple(layer(torch.ones(1, inputs)).shape))
 
-assert 40 % 32 != 0
+assert 40 % 32 != 0 and 324 // 64 == 5 and 324 * 128 // 64 == 648
 
 # %% [markdown]
+# On a CPU with the packed path 40 outputs give "N must be divisible by block_n". Inputs that are no multiple of the block size give "shape '[128,
+# 5]' is invalid for input of size 648": 128 outputs, 5 whole blocks in each row, 648 scales. An odd number of inputs gives "K must be even".
+#
 # **Cure.** The plain path, before the first forward pass. `models.load` sets the same switch.
 
 # %%
-narrow = Linear4bit(128, 40, bias=False).to("cpu").eval()
-narrow.support_avx512bf16_for_cpu = False
-with torch.no_grad():
-    print(tuple(narrow(x).shape))
+for inputs, outputs in refusals:
+    layer = Linear4bit(inputs, outputs, bias=False).to("cpu").eval()
+    layer.support_avx512bf16_for_cpu = False
+    with torch.no_grad():
+        print(f"{inputs} inputs: {layer(torch.ones(1, inputs)).shape[-1]} outputs")
 
 # %% [markdown]
 # ### 19. AssertionError, and nothing more
@@ -765,8 +855,8 @@ print(caught.log.strip())
 # %% [markdown]
 # The log speaks of fp4 and of `.cuda()`, whatever the format and the device are.
 #
-# **Cure.** Moving the layer to a device quantizes it, also to the one where it is. In a whole model the same error comes from a tied head for which
-# `llm_int8_skip_modules` has replaced the default list (lesson 10): then leave that list alone.
+# **Cure.** Moving the layer to a device quantizes it, also to the one where it is. In a whole model the same error comes from a tied head for
+# which `llm_int8_skip_modules` has replaced the default list (lesson 10): then name the head in it too.
 
 # %%
 fresh = fresh.to("cpu")
@@ -788,7 +878,7 @@ with expect_error(ValueError, "You cannot perform fine-tuning on purely quantize
     Trainer(model=model, args=arguments)
 
 # %% [markdown]
-# **Cure.** Adapters, which lesson 13 trains. PEFT's are recognised; other kinds may bring the same error although they are there.
+# **Cure.** Adapters, a few added weights beside a model that stays as it is. The package *PEFT* puts them in, and the Trainer recognises those.
 
 # %%
 from peft import LoraConfig, get_peft_model
@@ -801,11 +891,14 @@ print("weights to train:", sum(p.numel() for p in with_adapters.parameters() if 
 # %% [markdown]
 # ### 21. Gradients for packed weights
 #
-# **Why.** The same, without the Trainer: somebody sets `requires_grad` on all parameters. Or none has it, and there is nothing to go back to.
+# **Why.** The same, without the Trainer: somebody sets `requires_grad` on all parameters, or makes an `nn.Parameter` of the packed weight. Or no
+# parameter has it, and there is nothing to go back to.
 
 # %%
 with expect_error(RuntimeError, "can require gradients"):
     q_proj.weight.requires_grad_()
+with expect_error(RuntimeError, "can require gradients"):
+    torch.nn.Parameter(q_proj.weight.data)
 
 frozen, _ = models.load(models.ABACUS, quantization_config=config)
 frozen.requires_grad_(False)
@@ -814,7 +907,8 @@ with expect_error(RuntimeError, "does not require grad and does not have a grad_
     frozen(tokens, labels=tokens).loss.backward()
 
 # %% [markdown]
-# **Cure.** Ask for gradients where there are floats to change: in the adapters.
+# **Cure.** Take out the line that sets `requires_grad` on all parameters, or that makes an `nn.Parameter` of the packed weight. Attach adapters
+# as in entry 20: there are floats to change.
 
 # %%
 with_adapters(tokens, labels=tokens).loss.backward()
@@ -826,12 +920,19 @@ print("with a gradient:", sum(p.grad is not None for p in with_adapters.paramete
 # %% [markdown]
 # ### 22. A 4-bit state dict in a 16-bit model
 #
-# **Why.** The names are the same, the shapes are not, and each weight brings five more entries: its scales and what belongs to them.
+# **Why.** The names are the same, the shapes are not. Each weight brings three more entries, its scales and what belongs to them, or five with
+# double quantization. PyTorch lists them first, as "Unexpected key(s) in state_dict".
 
 # %%
 plain, _ = models.load(models.ABACUS)
-with expect_error(RuntimeError, "Error(s) in loading state_dict", lines=1):
+with expect_error(RuntimeError, "Error(s) in loading state_dict", lines=1) as caught:
     plain.load_state_dict(model.state_dict())
+print("its second line:", str(caught.error).splitlines()[1].strip()[:70], "...")
+for double in (False, True):
+    nested = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    tensors = models.load(models.ABACUS, quantization_config=nested)[0].state_dict()
+    of_one = [name.split(".q_proj.weight.")[1] for name in tensors if ".layers.0.self_attn.q_proj.weight." in name]
+    print(f"double quantization {double}:", *of_one)
 
 # %% [markdown]
 # **Cure.** Load a saved 4-bit model with `from_pretrained` (lesson 12). Or, if the plain model is what you want, read the weights back first; they stay as rounded as they were.
@@ -852,8 +953,8 @@ print(models.ask(plain, tokenizer, "What is 2+2?"))
 print(history("saved"))
 
 # %% [markdown]
-# **Why.** Without a GPU the old releases didn't get to saving. Their source has the refusal: 4.30 and 4.36, at the lines named. 4.37 saves, if bitsandbytes is 0.41.3 or newer,
-# and says so otherwise:
+# **Why.** Without a GPU the old releases didn't get to saving. Their source has the refusal: 4.30 and 4.36, at the lines named. 4.37 refuses only
+# if bitsandbytes is too old:
 
 # %%
 for environment in ("transformers-4.36", "transformers-4.37"):
@@ -862,7 +963,8 @@ for environment in ("transformers-4.36", "transformers-4.37"):
             print(f"{environment}, {line['file']}, line {line['line']}:\n    {line['text']}")
 
 # %% [markdown]
-# **Cure.** Newer versions. Lesson 12 saves, opens the file, and loads it again.
+# **Cure.** transformers 4.37 or newer and a newer bitsandbytes; this lesson has 5.23 and 0.50.2. Lesson 12 saves, opens the file, and loads it
+# again.
 
 # %%
 saved, its_config = save(model, "saved")
