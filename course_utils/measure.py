@@ -53,7 +53,7 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Half of the runs took longer. In seconds."""
+        """The run in the middle: at most half of the runs took less, and at most half took more. In seconds."""
         return statistics.median(self.seconds)
 
     @property

@@ -40,6 +40,20 @@ def test_no_text_says_by_itself_that_something_is_not_measured() -> None:
     assert code == []
 
 
+def test_times_that_the_text_names_are_those_of_the_file() -> None:
+    text = " ".join(line.removeprefix("# ") for line in SOURCE.read_text(encoding="utf-8").splitlines())
+    twice, once = (
+        measure.value(own=False, machine="AMD EPYC, 2 cores", quantity="quantize a layer", format=format) for format in ("nf4+dq", "nf4")
+    )
+    assert f"{twice:.2f} ms instead of {once:.2f} for this layer" in text
+
+
+def test_a_prompt_of_others_cannot_have_been_read_in_the_time_that_is_given() -> None:
+    calculations = 2 * 13e9 * 16 * 512
+    assert f"= {calculations / 1e12:.0f} million million calculations" in SOURCE.read_text(encoding="utf-8")
+    assert calculations / 312e12 > 9 * 0.06994
+
+
 def test_the_counts_of_question_5_are_those_of_the_architecture() -> None:
     model = models.architecture("Llama-2-7b")
     head = model.lm_head.weight.numel()

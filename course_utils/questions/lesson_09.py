@@ -403,7 +403,7 @@ loading is shared by all tokens, and that of reading back is paid for each pass.
 other work.
 It is not so everywhere. On a CPU with avx512_bf16 the first pass reads the scales back, keeps them, and dissolves the double
 quantization: from then on it costs nothing, and saves no memory any more. "Every forward pass" depends on the kernel.
-How much it is has to be measured: published figures for GPUs (bitsandbytes 0.45) go from 2 to 24 %, not 5 to 10. Before blaming it I
+How much it is has to be measured: published figures for GPUs (bitsandbytes 0.45) go from 2 to 26 %, not 5 to 10. Before blaming it I
 would time the model with and without it, in turns: reading the weights themselves back usually costs far more, and small batches on a
 fast GPU wait for neither.""",
     rubric=(

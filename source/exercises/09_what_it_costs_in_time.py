@@ -117,7 +117,7 @@ check("09.5", milliseconds)
 # Difficulty 2/5, 8 minutes, 2 points
 #
 # What does double quantization cost in all? A model is loaded once, and its scales are quantized in `quantizing` milliseconds. Then it makes `passes`
-# forward passes. To read all its scales back takes `reading` milliseconds. `path` is `"plain"` or `"packed"`, two paths of a CPU, or `"fused"`, the kernel of
+# forward passes. To read all its scales back takes `reading` milliseconds: that is what one forward pass spends on it, on the path given. `path` is `"plain"` or `"packed"`, two paths of a CPU, or `"fused"`, the kernel of
 # a GPU. Return the milliseconds that double quantization has cost.
 
 
@@ -150,7 +150,7 @@ why_the_overhead = """
 The scales are stored in 8 bits, so before a weight can be read back its scale has to be: looked up, times a scale that 256
 share, plus an offset. While loading, the scales are quantized once, little beside the weights. In use they are read back at
 each pass and thrown away, so it is paid for every token, and weighs most at batch 1. On a CPU with avx512_bf16 the first pass
-keeps them: from then on it costs nothing, and saves nothing. Published figures for GPUs go from 2 to 24 %. I would time the
+keeps them: from then on it costs nothing, and saves nothing. Published figures for GPUs go from 2 to 26 %. I would time the
 model with and without it, in turns, before I blame it.
 """
 ### END SOLUTION
