@@ -19,7 +19,7 @@ fresh: .venv/installed  ## LESSON=03: set your copy of a lesson aside and take a
 	@$(COURSE) -m course_utils.lab --fresh "$(LESSON)"
 
 test: .venv/installed-test  ## run every test and every notebook
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(COURSE) -m pytest -n logical $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(COURSE) -m pytest -n logical --dist worksteal $(ARGS)
 
 test-browser: .venv/installed-browser  ## work through a lesson and an exercise in a headless Chromium
 	$(COURSE) -m pytest tests/browser/test_browser.py $(ARGS)

@@ -35,7 +35,7 @@ print([round(x) for x in weights])
 # is the absmax divided by 7. Dividing by the step turns weights into numbers between -7 and 7, and those can be rounded. Multiplying by
 # it leads back.
 #
-# The absmax of the eight is 0.14, so the step is 0.02. The code calls this step `scale`. Lesson 01 gave that name to the absmax itself; below you will see
+# The absmax of the eight is 0.14, so the step is 0.02. The cells below call this step `scale`. Lesson 01 gave that name to the absmax itself; below you will see
 # that both lead to the same numbers.
 #
 # **Predict.** Which code does -0.068 get, and which number comes back?
@@ -56,7 +56,7 @@ print(tabulate(rows, headers, disable_numparse=True))
 # %% [markdown]
 # -0.068 is -3.4 steps, so it gets the code -3 and comes back as -0.06. What is stored are the eight codes, and 0.02.
 #
-# A number by which others are divided before they become codes is their *scale*. On a grid of whole numbers the scale is the step. We say
+# A number by which others are divided before they become codes is their *scale*. Where the codes are whole numbers, as here, the scale is the step. We say
 # *scale* when we divide by it, and *step* when we speak of a distance. To take the scale from the absmax is *absmax quantization*. With
 # the codes -7 to 7 this course calls it *int4*.
 #
@@ -334,7 +334,7 @@ print(tabulate(rows, headers, floatfmt=".3f"))
 print(f"(7/15)^2 = {(7 / 15) ** 2:.3f}")
 
 # %% [markdown]
-# To 0.218, less than a quarter. A fifth bit would do the same: with the codes -15 to 15, absmax quantization has the step absmax / 15 as well. For
+# To 0.218 of what it was, less than a quarter: from 0.042 to 0.009. A fifth bit would do the same: with the codes -15 to 15, absmax quantization has the step absmax / 15 as well. For
 # this tensor, with both signs and one scale, a zero point buys little: there were 14 steps from -absmax to absmax, now there are 15, and the range may be a
 # little shorter. In small blocks, where one side usually reaches further, it buys more
 # (lesson 03); but it has to be stored and calculated with. bitsandbytes stores none for 4-bit
@@ -533,7 +533,7 @@ for name, bits in choices.items():
     print(f"{name:37} {bits:.4f} bits: 1/{32 / bits:.1f} of 32, 1/{16 / bits:.1f} of 16")
 
 # %% [markdown]
-# **Predict.** The file of the picture with its map: is it 1/8 of the size in float32?
+# **Predict.** The blocks of the picture have 64 pixels, so its file with the map should be 1/7.1 of the size in float32. And of the size with 8 bits for each pixel?
 
 # %%
 code_bytes = picture.numel() * 4 // 8
@@ -544,8 +544,8 @@ print(f"float32 is {in_float32 / (code_bytes + map_bytes):.1f} times as large")
 print(f"8 bits for each pixel are {in_8_bits / (code_bytes + map_bytes):.1f} times as large")
 
 # %% [markdown]
-# 1/7.1, not 1/8: the map takes its share, as scales do. And pictures seldom come in float32, but with 8 bits for each pixel and colour;
-# beside those 8 bits, the file is a little more than half as large.
+# A little more than half: 1/1.8. That is the fairer comparison, for pictures seldom come in float32, but with 8 bits for each pixel and colour.
+# And of float32 it is 1/7.1 as the table said, not 1/8: the map takes its share, as scales do.
 
 # %% [markdown]
 # ## Where the analogy holds, and where it breaks

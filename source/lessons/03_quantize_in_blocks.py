@@ -217,7 +217,7 @@ print(tabulate(rows, headers, disable_numparse=True))
 # Twice: 0.0116 and 0.0248. The formula is good to one in the last digit.
 #
 # Now read the columns downwards. Each doubling of the block adds about the same to the error, 0.0022. It saves half as many bits as the doubling before: a half, a quarter, an eighth. So doubling
-# is worth a lot at first, and next to nothing in the end: from 2048 to 4096 it saves 0.008 bits for the same 0.0022 of error.
+# is worth a lot at first, and next to nothing in the end: from 2048 to 4096 it saves 0.008 bits for 0.0021 of error.
 #
 # Is a real weight like that? The same for the 28 matrices of `abacus`, taken together. "Tensor" is one scale for each matrix.
 

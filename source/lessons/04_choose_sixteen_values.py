@@ -675,7 +675,7 @@ for rows, columns in ((128, 128), (4096, 4096)):
 # ## What you have seen
 #
 # - NF4 is made of quantiles of the normal distribution: eight steps on the positive side, seven on the negative one, and an exact 0
-#   between them. All sixteen values are those of bitsandbytes in every bit, once each step is rounded to float32. Without that, six are.
+#   between them. All sixteen values are those of bitsandbytes in every bit, once everything is rounded to float32 on the way: steps, quantiles and quotients. Without that, six are.
 # - $\Phi^{-1}((i+0.5)/16)$ is not NF4. It lacks the zero.
 # - FP4's exponent counts downwards. It has fifteen different values, three of them at 0 or almost, and a hole beside them. With E2M1's value
 #   in the hole it would be second, except on uniform weights.

@@ -522,8 +522,9 @@ print(tabulate(rows, ["part", "tensors", "bytes", "different"], disable_numparse
 assert not any(different.values())
 
 # %% [markdown]
-# No byte differs, thanks to the four things: full blocks are multiplied by the reciprocal and short ones divided; a short block of zeros stores 1e-38;
-# an odd count is filled up with the code of the value 0; and the codes of scales are found by way of 65,536 points.
+# No byte differs. The four things: full blocks are multiplied by the reciprocal and short ones divided; a short block of zeros stores 1e-38;
+# an odd count is filled up with the code of the value 0; and the codes of scales are found by way of 65,536 points. The matrices of abacus need
+# only the reciprocal and the points, since they have no short block and no odd count. The tests named below have such shapes.
 #
 # You have rebuilt what `load_in_4bit` stores. `course_utils.quantize` has the same functions from here on, with checks of their
 # input (`pack` refuses an odd count there), and its tests compare them with bitsandbytes on many odd shapes and strange numbers. These are
@@ -689,8 +690,8 @@ for result in versions["0.48.2"]:
 # %% [markdown]
 # In five. 0.45.5 doesn't quantize on a CPU at all (its error text says FP4 whatever was asked). 0.46.0 takes NF4 only, and only whole blocks. From
 # 0.46.0 to 0.49.2 the stored bytes of ordinary blocks are ours, and those of rare ones are not: numbers exactly half-way between two values, very
-# small ones, blocks of zeros. An odd count was an error. In 0.47.0 and 0.48.2 a fifth of the float16 or bfloat16 weights (20 and 23 %) are read
-# back as other numbers, although the bytes are the same. In the last row the wrong scales of above are there in 0.49.2 and were not in 0.48.2
+# small ones, blocks of zeros. An odd count was an error. In 0.48.2 about a fifth of the bfloat16 and float16 weights (23 and 20 %) are read
+# back as other numbers, although the bytes are the same; in 0.47.0 just as many. In the last row the wrong scales of above are there in 0.49.2 and were not in 0.48.2
 # (releases between the two were not tried).
 #
 # With FP4 and with double quantization there is more. All 56 cases, both codebooks with and without it:

@@ -48,7 +48,9 @@ for row in range(2):
 #
 # Which value stands in which place is a convention. Lesson 03 put int4's values in ascending order. `CODEBOOKS` reads the four bits as computers do
 # (*two's complement*): 0 to 7 are themselves, from 8 on take off 16. So 9 is -7, and stands for -7/7 = -1. (8 would be -8/7. Quantizing never yields it:
-# lesson 02.) So each code has to become a weight first: its value in the codebook, times the scale of its block.
+# lesson 02.)
+#
+# Whatever the convention, a code has to become a weight before it can be multiplied: its value in the codebook, times the scale of its block.
 #
 # int4's values are sevenths, and 0.7 and 3.5 were chosen so that you can do it in your head: code 3 in the first row is $3/7 \times 0.7
 # = 0.3$.
@@ -549,7 +551,7 @@ assert furthest[0] == "lm_head"
 # A second reason is that in many models the head is *tied*: it is the embedding, the same tensor under two names. An embedding is not
 # multiplied with. It looks one row up for each token, and 4-bit loading leaves it alone.
 #
-# So the default is `skip=("lm_head",)`. What could be saved depends on the vocabulary, and who wants the rest has to say so.
+# So the default is `skip=("lm_head",)`. What could be saved depends on the vocabulary, and whoever wants the head in 4 bits too has to say so, as `skip=()` did above.
 
 # %% [markdown]
 # ## The same logits
@@ -637,7 +639,7 @@ print(f"with double quantization: {bits_a_weight(ours):.3f} bits")
 print(f"all weights of abacus   : {8 * sum(count_bytes(ours)) / full.num_parameters():.2f} bits")
 
 # %% [markdown]
-# 4.5 and 4.128. Lesson 05 counted 4.127: in matrices as small as these, the offset of each, 32 bits, shows in the third digit. Over all weights it is 9.20 bits, because in so small a model the embedding and the head, in
+# 4.5 and 4.128. Lesson 05 counted 4.127 in large matrices and 4.129 in one of 128 x 128: in matrices as small as these, the offset of each, 32 bits, shows in the third digit. The larger ones here, of 128 x 384, bring it to 4.128. Over all weights it is 9.20 bits, because in so small a model the embedding and the head, in
 # float32, weigh so much.
 
 # %% [markdown]
