@@ -43,10 +43,10 @@ def load(folder: Path, config: BitsAndBytesConfig | None) -> PreTrainedModel:
 
 
 def memory_of_all_tensors() -> dict[int, int]:
-    """Address and bytes of the memory behind every tensor of this process. It knows nothing of quantization."""
+    """Address and bytes of the memory behind every tensor of this process. It knows nothing of quantization, nor of sparse tensors."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-    pieces = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]
+    pieces = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta and tensor.layout == torch.strided]
     return {piece.data_ptr(): piece.nbytes() for piece in pieces}
 
 
