@@ -871,6 +871,17 @@ print("bitsandbytes' CPU kernels speak from level:", logging.getLevelName(level)
 temporary.cleanup()
 
 # %% [markdown]
+# ## What is claimed
+#
+# The course keeps a *ledger*, [claims.yml](../claims.yml): what the old lesson and others say of 4-bit loading, with a verdict, and the cell or the
+# measurement that shows it. These are the rows that belong to this lesson. `make claim ID=model-dtype` runs the evidence of one.
+
+# %%
+from course_utils import claims
+
+print(claims.table(lesson="07"))
+
+# %% [markdown]
 # ## What you have seen
 #
 # - Said nothing, you get fp4, float32, no double quantization. Set three things: `bnb_4bit_quant_type`, `bnb_4bit_compute_dtype`, `bnb_4bit_use_double_quant`.

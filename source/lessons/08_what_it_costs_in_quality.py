@@ -1090,6 +1090,16 @@ print(tabulate(rows, ["matrix", "largest input", "columns with 6 or more", "of"]
 # cells for abacus alone say so.
 
 # %% [markdown]
+# ## What is claimed
+#
+# The rows of the [ledger](../claims.yml) that belong to this lesson.
+
+# %%
+from course_utils import claims
+
+print(claims.table(lesson="08"))
+
+# %% [markdown]
 # ## What you have seen
 #
 # - Four right answers show nothing, not even that 3 bits cost a seventh of all answers. 300 without a mistake allow
@@ -1109,5 +1119,5 @@ print(tabulate(rows, ["matrix", "largest input", "columns with 6 or more", "of"]
 # float32 misses 9 and nf4 12. Its losses are a little larger. That is what
 # nf4 does to the **weights**; the model as lesson 07 loads it, multiplying in bfloat16, lost none of the 1,500 either.
 #
-# [Exercise 08](../exercises/08_what_it_costs_in_quality.ipynb) lets you compute each of these errors yourself. Lesson
-# 09 measures the other price: time.
+# [Exercise 08](../exercises/08_what_it_costs_in_quality.ipynb) lets you compute each of these errors yourself.
+# [Lesson 09](09_what_it_costs_in_time.ipynb) measures the other price: time.

@@ -917,6 +917,16 @@ for record in own:
 assert isinstance(own, list)
 
 # %% [markdown]
+# ## What is claimed
+#
+# The rows of the [ledger](../claims.yml) that belong to this lesson.
+
+# %%
+from course_utils import claims
+
+print(claims.table(lesson="09"))
+
+# %% [markdown]
 # ## What you have seen
 #
 # - A time is a median with its quartiles, after a warm-up, with the GPU's queue empty before and after, and what is compared takes
@@ -935,4 +945,4 @@ assert isinstance(own, list)
 # published cases. So measure, and say on what.
 #
 # [Exercise 09](../exercises/09_what_it_costs_in_time.ipynb) ends with the question about double quantization, in its own words.
-# Lesson 10 is about what goes wrong without any error.
+# [Lesson 10](10_failures_without_a_sound.ipynb) is about what goes wrong without any error.

@@ -990,6 +990,16 @@ plots.show(fig, "Bars: how far the logits of six models are from those in 32 bit
 # would notice by asking what 2+2 is.
 
 # %% [markdown]
+# ## What is claimed
+#
+# The rows of the [ledger](../claims.yml) that belong to this lesson.
+
+# %%
+from course_utils import claims
+
+print(claims.table(lesson="10"))
+
+# %% [markdown]
 # ## What you have seen
 #
 # | failure | found by | named | cure |
@@ -1009,7 +1019,7 @@ plots.show(fig, "Bars: how far the logits of six models are from those in 32 bit
 # The question was whether the model that answers is the one that you asked for. You can't hear it: in most of these cases abacus still said
 # that 2+2 is 4. You have to look, and one call looks: `print(audit_4bit(model, like=what_you_meant))`.
 #
-# [Exercise 10](../exercises/10_failures_without_a_sound.ipynb) has eight cases. Lesson 11 takes up the failures that do make a sound.
+# [Exercise 10](../exercises/10_failures_without_a_sound.ipynb) has eight cases. [Lesson 11](11_errors_and_their_cures.ipynb) takes up the failures that do make a sound.
 
 # %%
 place.cleanup()

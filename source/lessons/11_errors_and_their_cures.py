@@ -977,6 +977,16 @@ print("safetensors files:", len(list(saved.glob("*.safetensors"))), "quantizatio
 folder.cleanup()
 
 # %% [markdown]
+# ## What is claimed
+#
+# The rows of the [ledger](../claims.yml) that belong to this lesson.
+
+# %%
+from course_utils import claims
+
+print(claims.table(lesson="11"))
+
+# %% [markdown]
 # ## What you have seen
 #
 # - Read the last line first, then the last line of your own.

@@ -945,6 +945,16 @@ print(tabulate(rows, headers=headers, disable_numparse=True) if rows else "There
 temporary.cleanup()
 
 # %% [markdown]
+# ## What is claimed
+#
+# The rows of the [ledger](../claims.yml) that belong to this lesson.
+
+# %%
+from course_utils import claims
+
+print(claims.table(lesson="12"))
+
+# %% [markdown]
 # ## What you have seen
 #
 # - A 4-bit model can be saved, and its file is about its footprint: packed codes, scales, codebooks, and a text for each weight. Save
