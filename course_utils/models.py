@@ -67,6 +67,9 @@ def quiet() -> None:
     # from the Hub. That kernel serves the packed path alone (see `use_plain_cpu_path`), so a lesson loses nothing. With the
     # package `kernels`, which the course doesn't install, bitsandbytes asks the Hub for it on import and `kernels` logs a line.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # bitsandbytes compiles a few functions with torch.compile, for CPU tensors too. A torch that was built for CUDA then warns where it
+    # finds CUDA's compiler but no GPU, as on the login node of a cluster, and shows a path of that machine.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # peft 0.21 asks transformers for a property by its old name whenever it puts adapters on a model. The warning shows a path of
     # this machine, is meant for the authors of peft, and can't be cured from here.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

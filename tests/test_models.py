@@ -333,3 +333,12 @@ def test_abacus_asks_the_hub_nothing_and_prints_nothing_of_its_own(tmp_path: Pat
         assert texts[0].startswith("What is")
         assert hub.requests == []
         assert stderr == ""
+
+
+@pytest.mark.parametrize("imported", ["torch", "course_utils.models"])
+def test_a_cuda_compiler_without_a_gpu_is_not_reported(imported: str, tmp_path: Path) -> None:
+    # What a torch built for CUDA runs at its first torch.compile, on a machine with CUDA's compiler and without a GPU.
+    code = f"import {imported}, torch.utils.cpp_extension as extension; extension._find_cuda_home()"
+    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (str(tmp_path) in done.stderr) == (imported == "torch"), done.stderr

@@ -846,7 +846,7 @@ for plain_path in (True, False):
 # | `device_map={"": 0}` or `{"": "cpu"}` | `"auto"` | one place; a model that doesn't fit is an error and is not spread |
 # | `dtype="auto"` | no argument | says aloud what transformers 5 does anyway |
 # | `use_plain_cpu_path` | the CPU's own path | same digits on every CPU, and weights that stay as loaded |
-# | `quiet`, at import | progress bars, one warning of bitsandbytes | they differ from machine to machine |
+# | `quiet`, at import | progress bars; one warning each of bitsandbytes, PyTorch and peft | they differ from machine to machine |
 # | checks before loading | tracebacks | one sentence that says what is missing |
 #
 # See the third and the fourth.
