@@ -49,7 +49,7 @@ def hint(question_id: str, number: int | None = None) -> None:
     shown = _kept().get(question.id, {}).get("hints", 0)
     if number is None:
         number = min(shown + 1, last)
-    if number not in range(1, last + 1):
+    if type(number) is not int or not 1 <= number <= last:
         print(f"{question.id} has hints 1 to {last}.")
         return
     print(f"{question.id} hint {number} of {last}: {question.hints[number - 1]}")
@@ -73,7 +73,7 @@ def reveal(question_id: str) -> None:
 def progress(lesson: str | None = None) -> None:
     """Print what is done and what is next: a line for each lesson, or for each question of one lesson, ``progress("01")``."""
     kept = _kept()
-    chosen = {stem: questions for stem, questions in LESSONS.items() if lesson is None or stem.startswith(str(lesson))}
+    chosen = {stem: questions for stem, questions in LESSONS.items() if lesson is None or stem.startswith(str(lesson).zfill(2))}
     if not chosen:
         print(f'There is no exercise "{lesson}"; there are {", ".join(LESSONS)}.')
         return

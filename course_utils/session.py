@@ -88,13 +88,16 @@ def describe_exception(error: BaseException, line: traceback.FrameSummary | None
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether ``value`` is a torch tensor; does not import torch."""
+    """Whether ``value`` is a torch tensor or parameter, and nothing derived from them; does not import torch."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    return torch is not None and type(value) in (torch.Tensor, torch.nn.Parameter)
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """A copy of ``value`` that shares nothing with it, NumPy scalars turned into Python's.
+    """A copy of ``value`` that shares nothing with it and behaves as its type does, NumPy scalars turned into Python's.
+
+    A class derived from a number, a list or a tensor can say of itself that it equals anything. So every value is read by the methods
+    of the type itself, and what comes back is of exactly that type.
 
     Raises TypeError, with the end of the sentence "it returned ...", for anything but plain data.
 
@@ -103,16 +106,27 @@ def plain(value: Any, depth: int = 0) -> Any:
     """
     if depth > MAX_DEPTH:
         raise TypeError(f"lists within lists, more than {MAX_DEPTH} deep.")
-    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
+        value = numpy.generic.item(value)
+    elif numpy is not None and type(value) is numpy.ndarray and value.shape == ():
         value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, bool):
         return value
-    if is_tensor(value):
-        return value.detach().clone()
-    if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple)(plain(item, depth + 1) for item in value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, list):
+        return [plain(item, depth + 1) for item in list.__iter__(value)]
+    if isinstance(value, tuple):
+        return tuple(plain(item, depth + 1) for item in tuple.__iter__(value))
     if isinstance(value, dict):
-        return {plain(key, depth + 1): plain(item, depth + 1) for key, item in value.items()}
+        return {plain(key, depth + 1): plain(item, depth + 1) for key, item in dict.items(value)}
+    if is_tensor(value):
+        return sys.modules["torch"].Tensor.detach(value).clone()
     raise TypeError(f"an object of type {type(value).__name__}, where a number, text, list, dict or tensor is due.")
 
 

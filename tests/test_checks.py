@@ -246,6 +246,69 @@ def test_tensors_are_held_to_shape_dtype_device_and_values(function, verdict):
     assert str(SHIFTED.verdict(function)).startswith(verdict)
 
 
+class Agreeable:
+    """Of a number, a list, a tensor: whatever it is compared with, it says that it is the same."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None
+
+
+class AgreeableFloat(Agreeable, float):
+    """Equals every number."""
+
+
+class AgreeableInt(Agreeable, int):
+    """Equals every whole number."""
+
+
+class AgreeableText(Agreeable, str):
+    """Equals every text."""
+
+
+class BrokenList(list):
+    """Raises where it is read."""
+
+    def __iter__(self):
+        raise RuntimeError("not to be read")
+
+
+class AgreeableTensor(torch.Tensor):
+    """Raises or lies wherever torch asks it."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return True
+
+
+DUE_FIVE = FunctionQuestion(
+    id="99.2", title="t", points=1, difficulty=1, minutes=1, name="five", hints=("a", "b"),
+    answer=lambda as_text: "5" if as_text else 5, inputs=lambda seed: [(False,), (True,)], mistakes=(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda as_text: "5" if as_text else AgreeableInt(4), "five(False) returned 4 where 5 is due."),
+        (lambda as_text: "5" if as_text else AgreeableFloat(4.5), "five(False) returned 4.5 where 5 is due."),
+        (lambda as_text: AgreeableText("4") if as_text else 5, "five(True) returned '4' where '5' is due."),
+        (lambda as_text: "5" if as_text else BrokenList([5]), "five(False) returned a list ([5]) where a number is due."),
+        (
+            lambda as_text: "5" if as_text else torch.tensor(5).as_subclass(AgreeableTensor),
+            "five(False) returned an object of type AgreeableTensor, where a number, text, list, dict or tensor is due.",
+        ),
+    ],
+)
+def test_an_answer_that_says_of_itself_that_it_is_right_is_not_believed(function, reason):
+    assert str(DUE_FIVE.verdict(lambda as_text: "5" if as_text else 5)) == "correct."
+    assert str(DUE_FIVE.verdict(function)) == f"not right: {reason}"
+
+
 def test_a_mistake_in_another_order_of_arithmetic_is_still_that_mistake():
     """A hundredth too much, by two ways that differ in last bits. What rounding alone tells from the right answer is no such mistake."""
     exact = replace(
@@ -322,7 +385,9 @@ def test_hints_come_one_at_a_time_and_are_remembered(said, work):
     assert said(hint, "01.1") == third
     assert kept(work)["01.1"]["hints"] == 3
     assert said(hint, "01.2").startswith("01.2 hint 1 of 3: ")
-    assert said(hint, "01.1", 4) == said(hint, "01.1", 0) == "01.1 has hints 1 to 3."
+    for number in (4, 0, True, 2.0, "2", np.int64(2)):
+        assert said(hint, "01.1", number) == "01.1 has hints 1 to 3."
+    assert kept(work)["01.1"]["hints"] == 3
 
 
 def test_reveal_sets_the_learners_words_beside_the_model_answer(said):
@@ -344,6 +409,7 @@ def test_progress_shows_what_is_done_and_what_is_next(said):
     said(check, "01.3", 256)
     said(check, "01.10", "Scales.")
     said(reveal, "01.3")
+    assert said(progress, 1) == said(progress, "1") == said(progress, "01")
     lines = said(progress, "01").splitlines()
     assert lines[0] == "01_count_the_bits: 2 of 10 done"
     assert lines[1:4] == [

@@ -471,7 +471,7 @@ LLAMA_IN_FOUR_BITS = NumberQuestion(
     hints=(
         "Three groups, each with its own bits: linear layers at 4.127; embedding and head at 16; norms at 16.",
         "linear_weights(5120, 13824, 40, 40, 40) is 12,687,769,600. The embedding has 32,000 * 5120 weights; the head has as many again.",
-        "Linear layers: 6.55 GB. Embedding and head: 2 * 163,840,000 weights * 2 bytes = 0.66 GB. The norms do not show in two decimals.",
+        "Linear layers: 6.545 GB. Embedding and head: 2 * 163,840,000 weights * 2 bytes = 0.655 GB. The norms do not show in two decimals.",
     ),
     solution=(
         "linear = 40 * (4 * 5120 * 5120 + 3 * 5120 * 13824) * (4 + 8 / 64 + 32 / (256 * 64)) / 8  # bytes\n"
