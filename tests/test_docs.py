@@ -24,6 +24,14 @@ def test_words_in_italics_are_in_the_glossary(lesson: Path) -> None:
         assert term.lower() in known or singular in glossary, f"{term} is not in the glossary"
 
 
+@pytest.mark.parametrize("page", ["README.md", "source/lessons/00_start_here.py"])
+@pytest.mark.parametrize("lesson", LESSONS[1:], ids=lambda path: path.stem)
+def test_the_tables_of_lessons_link_every_lesson(page: str, lesson: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    row = rf"^(?:# )?\| {lesson.stem[:2]} \| \[.*\((?:notebooks/)?{lesson.stem}\.ipynb\)"
+    assert re.search(row, text, re.MULTILINE)
+
+
 def test_glossary_links_to_lessons_in_which_the_word_stands() -> None:
     glossary = (ROOT / "glossary.md").read_text(encoding="utf-8")
     for words, link in re.findall(r"^\| \*\*(.+?)\*\*.*\]\((notebooks/[^)]+)\) \|$", glossary, re.MULTILINE):

@@ -165,12 +165,12 @@ print(f"{'together':>15} {sum(parts.values()):>10,} bytes for {model.num_paramet
 # | 05 | [pack and quantize twice](05_pack_and_quantize_twice.ipynb) | produce the bytes of bitsandbytes |
 # | 06 | [a layer in four bits](06_a_layer_in_four_bits.ipynb) | run a whole model on your own 4-bit layers |
 # | | **Part II: the real thing** | |
-# | 07 | load in 4 bits | use `BitsAndBytesConfig` and say what it does |
-# | 08 | what it costs in quality | measure accuracy and perplexity of each format |
-# | 09 | what it costs in time | find where 4 bits are faster and where slower |
-# | 10 | failures without a sound | find what goes wrong with no error |
-# | 11 | errors and their cures | read, reproduce and cure the real errors |
-# | 12 | save and reload | save a 4-bit model and know what is lost |
+# | 07 | [load in 4 bits](07_load_in_4bit.ipynb) | use `BitsAndBytesConfig` and say what it does |
+# | 08 | [what it costs in quality](08_what_it_costs_in_quality.ipynb) | measure accuracy and perplexity of each format |
+# | 09 | [what it costs in time](09_what_it_costs_in_time.ipynb) | find where 4 bits are faster and where slower |
+# | 10 | [failures without a sound](10_failures_without_a_sound.ipynb) | find what goes wrong with no error |
+# | 11 | [errors and their cures](11_errors_and_their_cures.ipynb) | read, reproduce and cure the real errors |
+# | 12 | [save and reload](12_save_and_reload.ipynb) | save a 4-bit model and know what is lost |
 # | | **Part III: beyond one model on one machine** | |
 # | 13 | fine-tune with QLoRA | train adapters on a frozen 4-bit model |
 # | 14 | more than one device | split, offload and shard |
