@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +209,41 @@ def test_only_what_changed_is_executed_again(project: Project, executed: list[in
     assert cells(project, "notebooks/02_next.ipynb")[0].outputs[0].text == "2\n"
 
 
+def test_what_a_hardware_cell_printed_stays_until_code_before_it_changes(project: Project) -> None:
+    before = contents(project)
+    build(project, force=True)
+    assert contents(project) == before  # although its times are never the same twice
+    replace(project, "source/lessons/01_small.py", "# A small lesson", "# A small, good lesson")
+    build(project)
+    times = [output.text for output in cells(project, "notebooks/01_small.ipynb")[5].outputs]
+    assert json.dumps(times)[1:-1] in before["notebooks/01_small.ipynb"].decode("utf-8")
+    replace(project, "source/lessons/01_small.py", "total = 2 + 2", "total = 1 + 3")
+    build(project)
+    assert json.dumps(times)[1:-1] not in contents(project)["notebooks/01_small.ipynb"].decode("utf-8")
+    assert problems(project) == []
+
+
+def test_a_hand_edited_time_is_not_kept(project: Project) -> None:
+    time = cells(project, "notebooks/01_small.ipynb")[5].outputs[0].text.strip()
+    replace(project, "notebooks/01_small.ipynb", time, "0.5")
+    build(project)
+    assert cells(project, "notebooks/01_small.ipynb")[5].outputs[0].text.strip() not in (time, "0.5")
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_notebook(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(project)
+    replace(project, "source/lessons/02_next.py", "print(1)", "print(2)")
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(builder.os, "replace", full)
+    with pytest.raises(BuildError, match="notebooks/02_next.ipynb can't be written: No space left on device"):
+        build(project)
+    assert contents(project) == before
+    assert not list(project.root.rglob("*.partial"))
+
+
 def test_a_hand_edited_notebook_is_put_right(project: Project) -> None:
     before = contents(project)
     replace(project, "solutions/01_small.ipynb", "01.1 done", "01.1 great")
@@ -347,6 +384,7 @@ def test_stubs_in_other_places(tmp_path: Path, source: str, cleared: str) -> Non
         ("five = halves_of_ten", "five = halves_of_ten\ndef why(): pass", "the line that defines why is inside the solution marks"),
         ("five = halves_of_ten", "five = = halves_of_ten", "invalid syntax in line 3"),
         ("# %%\ndef half", "# %%\n\n# %%\ndef half", "a cell is empty"),
+        ('check("01.3", why)', 'check("01.2", why)', "question 01.2 is checked a second time"),
     ],
 )
 def test_a_source_that_cannot_be_built_is_named(project: Project, old: str, new: str, message: str) -> None:
@@ -376,6 +414,19 @@ def in_built(file: str, old: str, new: str) -> Callable[[Project], None]:
 
 def orphan(project: Project) -> None:
     shutil.copy(project.root / "notebooks/02_next.ipynb", project.root / "notebooks/09_gone.ipynb")
+
+
+def orphan_in_a_folder(project: Project) -> None:
+    (project.root / "notebooks/old").mkdir()
+    shutil.copy(project.root / "notebooks/01_small.ipynb", project.root / "notebooks/old")
+
+
+def not_utf_8(file: str) -> Callable[[Project], None]:
+    def spoil(project: Project) -> None:
+        with open(project.root / file, "ab") as end:
+            end.write(b"# \xff\n")
+
+    return spoil
 
 
 @pytest.mark.parametrize(
@@ -412,6 +463,13 @@ def orphan(project: Project) -> None:
         (in_source('hint("01.1")', 'hint("01.9")'), "source/exercises/01_small.py: question without checker: 01.9"),
         (in_source("assert seconds < 1", "", "lessons/01_small.py"), "source/lessons/01_small.py: a cell tagged hardware asserts no bound"),
         (orphan, "notebooks/09_gone.ipynb: orphan"),
+        (orphan_in_a_folder, "notebooks/old/01_small.ipynb: orphan"),
+        (not_utf_8("notebooks/02_next.ipynb"), "notebooks/02_next.ipynb: edited by hand: no longer a notebook"),
+        (not_utf_8("source/lessons/02_next.py"), "source/lessons/02_next.py: line 3 is not UTF-8 text (invalid start byte)"),
+        (not_utf_8("glossary.md"), "glossary.md: line 4 is not UTF-8 text (invalid start byte)"),
+        (in_built("notebooks/02_next.ipynb", "\n", "\r\n"), "notebooks/02_next.ipynb: edited by hand"),
+        (in_built("glossary.md", "01_small.ipynb", "01_small.ipynb#A-small-lesson"), "JupyterLab and GitHub spell headings differently"),
+        (in_built("glossary.md", "notebooks/01_small.ipynb", "#nowhere"), "JupyterLab and GitHub spell headings differently"),
         (lambda project: (project.root / "solutions/01_small.ipynb").unlink(), "solutions/01_small.ipynb: missing"),
         (lambda project: (project.root / "source/lessons/02_next.py").unlink(), "notebooks/02_next.ipynb: orphan"),
         (in_built("glossary.md", "01_small.ipynb", "01_big.ipynb"), "glossary.md: broken link: notebooks/01_big.ipynb"),

@@ -5,7 +5,8 @@ notebook executed (``execute``) and written. ``tools.check`` (``--check``) does 
 
 Building twice, or one lesson alone, gives the same bytes: cell ids are hashes, no times, paths or versions are kept, and the kernel runs
 with one thread, without a network or a GPU, in a temporary folder, away from a learner's files. Each notebook's metadata records the
-sha256 of its source and of its outputs, by which a changed source and a hand-edited output are known.
+sha256 of its source and of its outputs, by which a changed source and a hand-edited output are known. A cell tagged ``hardware`` may
+print something else at each run: its stored output stays as long as no code up to it changes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -38,8 +40,8 @@ def difference(path: Path, wanted: NotebookNode) -> str:
     """How the notebook at ``path`` differs from what its source gives; empty if it does not."""
     if not path.exists():
         return "missing: never built, run `make build`"
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_bytes().decode("utf-8")
         built = nbformat.reads(text, as_version=4)
         recorded = built.metadata["four_bits"]
         if recorded["source"] != wanted.metadata["four_bits"]["source"]:
@@ -53,7 +55,7 @@ def difference(path: Path, wanted: NotebookNode) -> str:
         if text != as_text(unedited):
             changed = [number for number, pair in enumerate(zip(unedited.cells, built.cells, strict=False), 1) if pair[0] != pair[1]]
             where = f"cell {changed[0]}" if changed else "the metadata, the number of cells or the layout"
-            return f"edited by hand: {where} is not what the source gives; edit the source, run `make build`"
+            return f"edited by hand: {where} is not what the source and its questions give; edit those, run `make build`"
     except NOT_A_NOTEBOOK:
         return "edited by hand: no longer a notebook as the builder writes them; edit the source, run `make build`"
     return ""
@@ -61,7 +63,7 @@ def difference(path: Path, wanted: NotebookNode) -> str:
 
 def kernel_environment(folder: Path) -> dict[str, str]:
     """The variables under which the course's notebooks run when built and when tested: what they write goes to ``folder``."""
-    dropped = {"COURSE_MODEL", "COURSE_GRADED", "MPLBACKEND", "PYTHONSTARTUP"}
+    dropped = {"COURSE_MODEL", "COURSE_GRADED", "MPLBACKEND", "PYTHONSTARTUP", "TRANSFORMERS_VERBOSITY"}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     return inherited | {
         "COURSE_WORK": str(folder / "my_work"),
@@ -104,6 +106,25 @@ def execute(notebook: NotebookNode, root: Path) -> None:
     notebook.metadata["four_bits"]["outputs"] = digest_of_outputs(notebook)
 
 
+def keep_hardware_outputs(notebook: NotebookNode, path: Path) -> None:
+    """In a notebook just executed, put back the outputs of hardware cells that are stored at ``path``, up to the first changed code cell.
+
+    So a new sentence in a lesson does not bring new times and new figures along. To have them anew, delete the notebook and build it.
+    """
+    try:
+        stored = nbformat.read(path, as_version=4)
+        if stored.metadata["four_bits"]["outputs"] != digest_of_outputs(stored):
+            return
+        for cell, there in zip(code_cells(notebook), code_cells(stored), strict=False):
+            if cell.source != there.source:
+                break
+            if "hardware" in cell.metadata.get("tags", []):
+                cell.outputs = there.outputs
+    except (FileNotFoundError, *NOT_A_NOTEBOOK):
+        return
+    notebook.metadata["four_bits"]["outputs"] = digest_of_outputs(notebook)
+
+
 def tidy(outputs: list[NotebookNode]) -> list[NotebookNode]:
     """Neighbouring pieces of a stream joined (where they break is chance); of a traceback only the last line (the rest has paths)."""
     tidied: list[NotebookNode] = []
@@ -123,11 +144,16 @@ def as_text(notebook: NotebookNode) -> str:
 
 
 def write(path: Path, notebook: NotebookNode) -> None:
-    """Write a notebook so that a crash leaves either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a notebook so that a crash leaves either the old file or the new one. Raises ``BuildError`` where it can't be written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(as_text(notebook), encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(as_text(notebook), encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise BuildError(f"{path.parent.name}/{path.name} can't be written: {error.strerror}") from error
 
 
 def build_source(project: Project, source: Path, force: bool = False) -> list[Path]:
@@ -140,6 +166,7 @@ def build_source(project: Project, source: Path, force: bool = False) -> list[Pa
                 execute(notebook, project.root)
             except BuildError as error:
                 raise BuildError(f"{project.name(source)}: {error}") from error
+            keep_hardware_outputs(notebook, path)
     for path, notebook in changed.items():
         write(path, notebook)
     return list(changed)

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 from course_utils.lab import moved_links
 from tools.build import NOT_A_NOTEBOOK, difference
-from tools.convert import CHECK, BuildError, Project, code_cells, notebooks_of, regions, with_marks
+from tools.convert import CHECK, BuildError, Project, code_cells, notebooks_of, regions, text_of, with_marks
 
 BUILT = ("notebooks", "solutions", "exercises")
 NOT_OURS = {"my_work", "training", "screenshots", "build"}
@@ -34,28 +34,32 @@ def problems(project: Project) -> list[str]:
     found: list[str] = []
     expected: dict[Path, NotebookNode] = {}
     for source in project.sources():
-        found += [f"{project.name(source)}: {problem}" for problem in source_problems(project, source)]
         try:
+            found += [f"{project.name(source)}: {problem}" for problem in source_problems(project, source)]
             expected |= notebooks_of(project, source)
         except BuildError as error:
             found.append(" ".join(str(error).split()))
     found += [f"{project.name(path)}: {problem}" for path, wanted in expected.items() if (problem := difference(path, wanted))]
-    for path in sorted(path for folder in BUILT for path in (project.root / folder).glob("*.ipynb")):
-        if not (project.root / "source" / ("lessons" if path.parent.name == "notebooks" else "exercises") / f"{path.stem}.py").exists():
+    for path in sorted(path for folder in BUILT for path in notebooks_in(project.root / folder)):
+        kind = "lessons" if path.parent.name == "notebooks" else "exercises"
+        if path.parent.name not in BUILT or not (project.root / "source" / kind / f"{path.stem}.py").exists():
             found.append(f"{project.name(path)}: orphan: nothing in source/ gives it; delete it, or bring its source back")
         try:
             found += [f"{project.name(path)}: {problem}" for problem in notebook_problems(project, path, expected.get(path))]
         except NOT_A_NOTEBOOK:
             pass  # `difference`, or the line above, has said so
     for path in markdown_files(project.root):
-        found += [f"{project.name(path)}: {problem}" for problem in link_problems(project, path, path.read_text(encoding="utf-8"))]
+        try:
+            found += [f"{project.name(path)}: {problem}" for problem in link_problems(project, path, text_of(project, path))]
+        except BuildError as error:
+            found.append(str(error))
     found += unasked_questions(project)
     return sorted(set(found))
 
 
 def source_problems(project: Project, source: Path) -> Iterator[str]:
     """Questions that no checker knows, and cells that depend on hardware and assert no bound."""
-    text = source.read_text(encoding="utf-8")
+    text = text_of(project, source)
     for unknown in sorted({question for question in MENTION.findall(text) if question not in project.questions}):
         yield f"question without checker: {unknown} is not registered in course_utils.questions"
     try:
@@ -70,7 +74,7 @@ def source_problems(project: Project, source: Path) -> Iterator[str]:
 
 def unasked_questions(project: Project) -> Iterator[str]:
     """Questions that are registered, and that no exercise checks."""
-    exercises = [path.read_text(encoding="utf-8") for path in project.sources() if path.parent.name == "exercises"]
+    exercises = [path.read_text(encoding="utf-8", errors="replace") for path in project.sources() if path.parent.name == "exercises"]
     asked = {question for text in exercises for question in CHECK.findall(text)}
     for question in project.questions:
         if question not in asked:
@@ -160,6 +164,8 @@ def broken_links(root: Path, folder: Path, text: str) -> Iterator[str]:
     """
     for target in re.findall(r"""\b(?:href|src)=["']([^"']*)["']""", MarkdownIt("commonmark").enable("table").render(text)):
         where, _, anchor = unquote(target).partition("#")
+        if anchor and (not where or where.endswith(".ipynb")):
+            yield f"{target} (JupyterLab and GitHub spell headings differently: link to the whole notebook or page)"
         if not where or re.match(r"[a-z][a-z0-9+.-]*:", where, re.IGNORECASE):
             continue
         destination = Path(os.path.normpath(folder / where))
@@ -185,6 +191,11 @@ def anchors(text: str) -> set[str]:
     headings = (following.children for token, following in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open")
     words = ("".join(child.content for child in children) for children in headings)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in words} | set(re.findall(r"\bid=[\"']([^\"']+)", text))
+
+
+def notebooks_in(folder: Path) -> list[Path]:
+    """All notebooks in a folder and the folders in it, but for what JupyterLab keeps in hidden ones."""
+    return [path for path in folder.rglob("*.ipynb") if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def markdown_files(root: Path) -> list[Path]:

@@ -56,9 +56,18 @@ class Project:
         return path.relative_to(self.root).as_posix()
 
 
+def text_of(project: Project, path: Path) -> str:
+    """The text of a file, line ends included as they are. Raises ``BuildError`` if it is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise BuildError(f"{project.name(path)}: line {line} is not UTF-8 text ({error.reason}): save the file as UTF-8") from error
+
+
 def notebooks_of(project: Project, source: Path) -> dict[Path, NotebookNode]:
     """The notebooks that one source file gives, not executed, by the path where each belongs. Raises ``BuildError``."""
-    text = source.read_text(encoding="utf-8")
+    text = text_of(project, source)
     try:
         marked = with_marks(text)
         if source.parent.name == "lessons":
@@ -93,6 +102,7 @@ def add_nbgrader_metadata(notebook: NotebookNode, questions: Mapping[str, Questi
     A check cell is worth the question's points. An explanation is graded by a person: there the solution cell has the points.
     """
     solution = None
+    checked: set[str] = set()
     for cell in code_cells(notebook):
         asked = CHECK.findall(cell.source)
         if regions(cell.source):
@@ -102,6 +112,9 @@ def add_nbgrader_metadata(notebook: NotebookNode, questions: Mapping[str, Questi
         elif asked:
             if len(asked) > 1 or asked[0] not in questions:
                 raise BuildError(f"not one registered question, but {', '.join(asked)}, is checked in\n{quoted(cell.source)}")
+            if asked[0] in checked:
+                raise BuildError(f"question {asked[0]} is checked a second time in\n{quoted(cell.source)}")
+            checked.add(asked[0])
             if not solution:
                 raise BuildError(f"no solution cell comes before\n{quoted(cell.source)}")
             question = questions[asked[0]]
