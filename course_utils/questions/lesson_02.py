@@ -281,7 +281,7 @@ PRICE_OF_MINUS_EIGHT = NumberQuestion(
     minutes=6,
     name="error_with_minus_eight",
     answer=0.06,
-    within=1e-6,
+    within=5e-4,
     hints=(
         "The scale is 0.56 / 8 = 0.07. How many steps is 0.55, and which code is the nearest that is there?",
         "0.55 is 7.86 steps. The code 8 isn't there, so it is cut off at 7 and comes back as 0.49.",
@@ -362,7 +362,8 @@ WRITE_ZERO_POINT = FunctionQuestion(
     inputs=_ranges,
     tolerance=1e-6,
     hints=(
-        "The range first: from the smallest to the largest number, and 0 must be in it: min(smallest, 0) and max(largest, 0).",
+        "The range first: from the smallest to the largest number, and 0 must be in it: min(smallest, 0) and max(largest, 0). "
+        "As Python numbers: numbers.min().item().",
         "scale = (high - low) / 15. The zero point is a code, so it is a whole number: round(-low / scale).",
         "codes = torch.round(numbers / scale) + zero_point, then .clamp(0, 15) and .to(torch.uint8).",
     ),
@@ -545,7 +546,7 @@ BITS_WITH_ZERO_POINT = NumberQuestion(
     minutes=4,
     name="bits_with_zero_point",
     answer=4 + (16 + 4) / 128,
-    within=1e-4,
+    within=6.5e-3,  # 4.15 and 4.16 are both meant well
     hints=(
         "A block of 128 weights stores 128 codes, one scale and one zero point. How many bits are these three?",
         "128 * 4 + 16 + 4 = 532 bits, for 128 weights.",

@@ -83,7 +83,7 @@ WHAT_CAN_HIDE = NumberQuestion(
     hints=(
         "If one answer in two hundred is wrong, one question is answered rightly with probability 0.995, and n "
         "questions in a row with 0.995 ** n.",
-        "For which n does 0.995 ** n fall below 0.05? Take logarithms: n = log(0.05) / log(0.995).",
+        "For which n does 0.995 ** n fall below 0.05? Take logarithms: n = log(0.05) / log(0.995), with log from math.",
     ),
     solution="from math import ceil, log\n\nquestions = ceil(log(0.05) / log(0.995))",
     mistakes=(

@@ -281,7 +281,7 @@ SWALLOWED = FunctionQuestion(
     hints=(
         "Make the configuration, and ask which of the names it has. Or ask its signature.",
         "to_diff_dict() leaves out what is a default, even if you have set it. to_dict() holds everything.",
-        "inspect.signature(BitsAndBytesConfig).parameters has the names that it knows.",
+        "import inspect; then inspect.signature(BitsAndBytesConfig).parameters has the names that it knows.",
     ),
     mistakes=(
         Mistake(

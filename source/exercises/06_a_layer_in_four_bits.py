@@ -5,12 +5,13 @@
 # are explained in the [glossary](../glossary.md).
 #
 # The last question closes Part I and needs all of it. Your functions from exercises 02 to 05 will be of use there; so are those of the
-# same names in `course_utils`.
+# same names in `course_utils.quantize`. Only `nearest_codes` takes other arguments there: the thresholds and the codes in order, and no codebook.
 
 # %%
 import torch
 from torch import nn
 
+from course_utils import models
 from course_utils.checks import check, hint, progress, reveal
 
 # %% [markdown]
@@ -210,7 +211,6 @@ if isinstance(why_the_head_stays, str):
 def abacus_in_4_bits(question: str, codebook: list[float]) -> tuple[str, int, float]:
     """The text, the bytes and the highest score of abacus with 29 layers in 4 bits."""
     ### BEGIN SOLUTION
-    from course_utils import models
     from course_utils.codebooks import resolve_codebook
     from course_utils.quantize import nearest_codes, pack, scale_blocks
 

@@ -20,6 +20,7 @@ hint("08.1", 1)
 # Difficulty 2/5, 5 minutes, 1 point
 #
 # An answer has four tokens. The model gives the right ones the probabilities 1/2, 1/8, 1 and 1/4. What is the perplexity of the answer?
+# Two decimals will do.
 
 # %%
 ### BEGIN SOLUTION
@@ -33,7 +34,8 @@ check("08.1", perplexity_of_four)
 # ## Question 08.2: Give an accuracy its error
 # Difficulty 1/5, 4 minutes, 1 point
 #
-# A model answers 180 of 200 questions rightly. How large is the standard error of its accuracy, in percentage points?
+# A model answers 180 of 200 questions rightly. How large is the standard error of its accuracy, in percentage points? Two
+# decimals will do.
 
 # %%
 ### BEGIN SOLUTION

@@ -5,6 +5,8 @@
 # are explained in the [glossary](../glossary.md).
 
 # %%
+import statistics
+
 from course_utils.checks import check, hint, progress, reveal
 
 # %% [markdown]
@@ -17,12 +19,11 @@ hint("09.1", 1)
 # ## Question 09.1: Read the spread
 # Difficulty 1/5, 5 minutes, 1 point
 #
-# Seven runs of a layer took 8, 9, 8, 30, 8, 10 and 9 milliseconds. What is their spread, as the lesson defines it, in percent?
+# Seven runs of a layer took 8, 9, 8, 30, 8, 10 and 9 milliseconds. What is their spread, as the lesson defines it, in percent? A
+# whole number will do.
 
 # %%
 ### BEGIN SOLUTION
-import statistics
-
 low, median, high = statistics.quantiles([8, 9, 8, 30, 8, 10, 9], n=4, method="inclusive")
 percent = 100 * (high - low) / median
 ### END SOLUTION
@@ -83,8 +84,6 @@ check("09.3", batch)
 def which_is_faster(a: list[float], b: list[float]) -> str:
     """ "a", "b" or "can't tell"."""
     ### BEGIN SOLUTION
-    import statistics
-
     a_low, _, a_high = statistics.quantiles(a, n=4, method="inclusive")
     b_low, _, b_high = statistics.quantiles(b, n=4, method="inclusive")
     if a_high < b_low:
