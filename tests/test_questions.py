@@ -11,6 +11,7 @@ import torch
 from course_utils import ROOT
 from course_utils.checks import check, reveal
 from course_utils.questions import LESSONS, ExplanationQuestion, FunctionQuestion, NumberQuestion, all_questions, find, lesson_01
+from course_utils.questions.kinds import CORRECT
 from course_utils.session import LocalSession
 from tools.convert import Project, notebooks_of
 
@@ -102,6 +103,22 @@ def test_the_exercise_says_of_each_question_what_is_registered(stem):
         for question in LESSONS[stem]
     ]
     assert f"about {sum(question.minutes for question in LESSONS[stem])} minutes" in text
+
+
+@pytest.mark.parametrize("question", [question for question in JUDGED if isinstance(question, NumberQuestion)], ids=lambda q: q.id)
+def test_a_number_rounded_as_the_text_allows_is_accepted(question):
+    """To as many decimals as the text says "will do"; and any number but a count to three digits, which no text forbids."""
+    stem = next(stem for stem, questions in LESSONS.items() if question in questions)
+    cells = [" ".join(cell.source.split()) for cell in exercise(stem)["exercises"] if cell.cell_type == "markdown"]
+    text = next(cell for cell in cells if cell.startswith(f"## Question {question.id}:"))
+    decimals = {"One": 1, "Two": 2, "Three": 3, "Four": 4, "Five": 5}
+    allowed = [round(question.answer, decimals[word]) for word in re.findall(r"\b([A-Z][a-z]+) decimals?\b", text)]
+    if "A whole number will do" in text:
+        allowed.append(round(question.answer))
+    elif not float(question.answer).is_integer():
+        allowed.append(float(f"{question.answer:.3g}"))
+    for answer in allowed:
+        assert question.verdict(answer).state == CORRECT, answer
 
 
 @pytest.mark.parametrize("stem", LESSONS)

@@ -147,7 +147,7 @@ SECOND_WEIGHT = NumberQuestion(
     minutes=8,
     name="second_weight",
     answer=-0.3949 * (0.9 * 0.5 + 0.2),
-    within=1e-4,
+    within=6e-4,
     hints=(
         "First the scale. With double quantization it is value * nested_absmax + nested_offset.",
         "The scale is 0.9 * 0.5 + 0.2 = 0.65. The byte 0xF3 holds the codes 15 and 3; the first weight has the upper half.",
@@ -378,7 +378,7 @@ SMALLEST_CHANGE = NumberQuestion(
     minutes=6,
     name="change",
     answer=0.3 * 0.0796 / 2,
-    within=2e-5,
+    within=7e-5,
     hints=(
         "The weight goes to the next value as soon as the sum is nearer to it than to 0.",
         "Half-way between the values 0 and 0.0796; then times the scale.",
