@@ -52,6 +52,8 @@ NEWEST_PYTHON = (3, 14)
 OLDEST_GLIBC = (2, 28)
 OLDEST_MACOS = (14,)
 
+CONTAINER = Path("/sys/fs/cgroup")  # where Linux says what a container may use
+
 # A lesson's kernel that has loaded abacus in 4 bits holds 0.42 GB, JupyterLab's server 0.15 GB.
 MEMORY_NEEDED = 0.6 * GB
 MEMORY_COMFORTABLE = 1.5 * GB
@@ -325,7 +327,7 @@ def judge_packages(wanted: list[str], remark: str, version_of: Callable[[str], s
     return Finding("packages", "ok", f"all {len(fitting)} inside the tested bounds: " + ", ".join(fitting))
 
 
-# --- torch, bitsandbytes and transformers, tried in a second process ---
+# --- torch, bitsandbytes, transformers and JupyterLab, tried in a second process ---
 
 MARK = "four-bits-probe "
 
@@ -380,7 +382,21 @@ def probe_transformers() -> dict[str, Any]:
     return {"version": transformers.__version__}
 
 
-PROBES = {"torch": probe_torch, "bitsandbytes": probe_bitsandbytes, "transformers": probe_transformers}
+def probe_jupyterlab() -> dict[str, Any]:
+    """Import what opens a lesson, runs its cells and draws its figures. Runs in the second process."""
+    import ipykernel.kernelapp  # noqa: F401
+    import jupyterlab.labapp
+    import matplotlib.pyplot  # noqa: F401
+
+    return {"version": jupyterlab.__version__}
+
+
+PROBES = {
+    "torch": probe_torch,
+    "bitsandbytes": probe_bitsandbytes,
+    "transformers": probe_transformers,
+    "jupyterlab": probe_jupyterlab,
+}
 
 
 def one_line(error: BaseException) -> str:
@@ -510,10 +526,9 @@ def read_memory() -> tuple[int, int] | None:
         except (OSError, KeyError, ValueError):
             return None
     with contextlib.suppress(OSError, ValueError, KeyError):  # a limit ("max" if there is none) that containers and Binder set
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="utf-8"))
-        used = int((group / "memory.current").read_text(encoding="utf-8"))
-        pages = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+        limit = int((CONTAINER / "memory.max").read_text(encoding="utf-8"))
+        used = int((CONTAINER / "memory.current").read_text(encoding="utf-8"))
+        pages = dict(line.split() for line in (CONTAINER / "memory.stat").read_text(encoding="utf-8").splitlines())
         free, total = min(free, limit - used + int(pages["inactive_file"])), min(total, limit)
     return free, total
 

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
-from huggingface_hub import constants, get_token, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import disable_progress_bars
-from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -32,9 +39,8 @@ from transformers import (
 )
 
 from course_utils import ROOT
-
-ABACUS = ROOT / "models" / "abacus"
-"""The bundled model."""
+from course_utils.doctor import read_memory
+from course_utils.model_files import ABACUS, Wanted, file_names, how_to_get, local_copy, what_is_damaged, what_is_missing
 
 ARCHITECTURES = ROOT / "models" / "architectures"
 """One folder with a config.json for each shipped architecture."""
@@ -113,7 +119,7 @@ def name() -> str:
 
 
 def load(
-    model: str | Path | None = None, *, quantization_config: Any = None, dtype: torch.dtype | None = None
+    model: str | Path | None = None, *, quantization_config: Any = None, dtype: torch.dtype | str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, ready to answer: on the GPU where there is one, in eval mode.
 
@@ -123,7 +129,7 @@ def load(
     Args:
         model: a folder or a name on the Hub; `name()` if left out.
         quantization_config: passed on, such as a `BitsAndBytesConfig`. A model that was saved in 4 bits needs none.
-        dtype: of the weights that are not quantized; as they were saved if left out.
+        dtype: of the weights that are not quantized, such as torch.bfloat16 or "bfloat16"; as they were saved if left out.
 
     Raises:
         CourseModelError: the model can't be had. The text says why, and the cure.
@@ -132,7 +138,8 @@ def load(
     try:
         check_folder(source)
         config = read_config(source)
-        check_memory(source, weight_bytes(config, quantization_config, dtype))
+        in_4_bits = bool(quantization_of(config, quantization_config).get("load_in_4bit"))
+        check_memory(source, weight_bytes(config, quantization_config, dtype), in_4_bits)
         tokenizer = read_tokenizer(source)
         device_map = {"": 0 if torch.cuda.is_available() else "cpu"}
         # A quantization_config=None would not be the same as none: a model that was saved in 4 bits would lose its own.
@@ -159,14 +166,14 @@ def architecture(model: str | Path) -> PreTrainedModel:
     shipped = ARCHITECTURES / model
     source = str(shipped if shipped.is_dir() else model)
     try:
-        check_folder(source, weights=False)
+        check_folder(source, "config")
         return skeleton(read_config(source))
     except Exception as error:
-        sentence = explain(error, source)
+        sentence = explain(error, source, "config")
         if sentence is None:
             raise
         names = ", ".join(sorted(folder.name for folder in ARCHITECTURES.iterdir() if folder.is_dir()))
-        raise CourseModelError(f"{sentence} Without a network there are {names}.", error) from None
+        raise CourseModelError(f"{sentence.removesuffix('.')}. Without a network there are {names}.", error) from None
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 48) -> str:
@@ -179,24 +186,16 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: st
 # --- What can be known before anything is loaded ---
 
 
-def check_folder(source: str, weights: bool = True) -> None:
+def check_folder(source: str, wanted: Wanted = "weights") -> None:
     """Say what is missing in a folder before a library trips over it. A name on the Hub passes."""
     folder = Path(source)
     if folder.is_file():
         raise CourseModelError(f"{source} is a file, and a model is a folder. Give the folder that holds it: {folder.parent}")
     if not folder.is_dir():
         return
-    if not (folder / "config.json").is_file():
-        raise CourseModelError(f"The folder {source} has no config.json, so it holds no model. {how_to_get(folder)}")
-    if weights and not any([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
-        raise CourseModelError(f"The folder {source} has a config.json but no weights (model.safetensors). {how_to_get(folder)}")
-
-
-def how_to_get(folder: Path) -> str:
-    """The cure for a folder that is not whole."""
-    if folder.resolve() == ABACUS.resolve():
-        return "It came with the course; this brings it back: git restore models/abacus"
-    return "Give the folder that save_pretrained wrote, or fetch the model again."
+    missing = what_is_missing(source, file_names(folder), wanted)
+    if missing:
+        raise CourseModelError(missing)
 
 
 def read_config(source: str) -> PreTrainedConfig:
@@ -204,11 +203,9 @@ def read_config(source: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except ValueError as error:
-        raise CourseModelError(
-            f"{source} has no config.json that transformers {transformers.__version__} can use by itself. "
-            "Choose a model that needs no code of its own, or a newer transformers.",
-            error,
-        ) from None
+        cure = how_to_get(source, "Choose a model that needs no code of its own, or a newer transformers.")
+        sentence = f"{source} has no config.json that transformers {transformers.__version__} can use by itself. {cure}"
+        raise CourseModelError(explain(error, source, "config") or sentence, error) from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CourseModelError(
             f"{source} is of type {config.model_type}, which is not a causal language model. Choose one that continues a text, "
@@ -222,11 +219,9 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except ValueError as error:
-        raise CourseModelError(
-            f"{source} has no tokenizer that transformers can read by itself. Save it beside the weights with "
-            "tokenizer.save_pretrained(folder), or choose a model that has a tokenizer.json.",
-            error,
-        ) from None
+        save = "Save it beside the weights with tokenizer.save_pretrained(folder), or choose a model that has a tokenizer.json."
+        sentence = f"{source} has no tokenizer that transformers can read by itself. {how_to_get(source, save)}"
+        raise CourseModelError(explain(error, source, "tokenizer") or sentence, error) from None
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -235,14 +230,22 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-def weight_bytes(config: PreTrainedConfig, quantization_config: Any = None, dtype: torch.dtype | None = None) -> int:
+def quantization_of(config: PreTrainedConfig, quantization_config: Any = None) -> dict[str, Any]:
+    """How the weights will be quantized: as asked for, or else as they were saved. An empty dict if they will not be."""
+    chosen = quantization_config or getattr(config, "quantization_config", None) or {}
+    return chosen if isinstance(chosen, dict) else chosen.to_dict()
+
+
+def weight_bytes(config: PreTrainedConfig, quantization_config: Any = None, dtype: torch.dtype | str | None = None) -> int:
     """Bytes of the weights once loaded, from their shapes alone.
 
     bitsandbytes quantizes the linear layers but the head: 4.5 bits a weight (4 bits and a float32 scale for each 64), or 8.
     The experts of a mixture such as Mixtral are no linear layers in transformers 5, and stay as they are (bitsandbytes #1849).
     """
-    quantization = quantization_config.to_dict() if quantization_config else getattr(config, "quantization_config", None) or {}
+    quantization = quantization_of(config, quantization_config)
     linear_bits = 4.5 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else None
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)  # None for "auto", as saved; of a name that is none transformers will complain
     other_bits = 8 * (dtype or config.dtype or torch.float32).itemsize
     model = skeleton(config)
     head = model.get_output_embeddings()
@@ -250,32 +253,53 @@ def weight_bytes(config: PreTrainedConfig, quantization_config: Any = None, dtyp
     return int(linear * (linear_bits or other_bits) + (model.num_parameters() - linear) * other_bits) // 8
 
 
-def check_memory(source: str, needed: int) -> None:
-    """Compare the bytes needed with those free on the GPU, where there is one, or else in the machine."""
-    free = torch.cuda.mem_get_info(0)[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+def check_memory(source: str, needed: int, in_4_bits: bool = False) -> None:
+    """Compare the bytes needed with those free on the GPU, where there is one, or else in the machine or its container."""
+    if torch.cuda.is_available():
+        free, where = torch.cuda.mem_get_info(0)[0], "on the GPU"
+    elif (memory := read_memory()) is not None:
+        free, where = memory[0], "in this machine's memory"
+    else:
+        return
     if needed > free:
-        where = "on the GPU" if torch.cuda.is_available() else "in this machine's memory"
+        cure = "Choose a smaller model" if in_4_bits else "Load it in 4 bits, choose a smaller model"
         raise CourseModelError(
             f"The weights of {source} need {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free {where}. "
-            "Load it in 4 bits, choose a smaller model, or close what else is running."
+            f"{cure}, or close what else is running."
         )
 
 
 # --- What went wrong, in one sentence ---
 
 
-def explain(error: Exception, source: str) -> str | None:
+def explain(error: Exception, source: str, wanted: Wanted = "weights") -> str | None:
     """The sentence and the cure for a library's error; None if the error is best left to speak for itself."""
+    if isinstance(error, CourseModelError):
+        return None
+    if (sentence := refusal(error, source) or what_is_damaged(source)) or Path(source).is_dir():
+        return sentence
+    cached = local_copy(source)
+    if cached and what_is_missing(source, file_names(cached), wanted) is None:
+        return None
+    # A model on the Hub that is not here as a whole. transformers takes some refusals of the Hub for missing files: ask it directly.
+    try:
+        HfApi().auth_check(source)
+        names = HfApi().list_repo_files(source)
+    except Exception as answer:
+        return refusal(answer, source) or out_of_reach(source)
+    if (missing := what_is_missing(source, names, wanted)) or not isinstance(error, (OSError, HTTPError)):
+        return missing
+    *_, cause = chain(error)
+    return f"The download of {source} broke off ({textwrap.shorten(str(cause), 120)}). Connect to the network and load it again."
+
+
+def refusal(error: Exception, source: str) -> str | None:
+    """Why the Hub did not give a model, if that caused the error."""
     causes = tuple(chain(error))
 
     def caused_by(*kinds: type[Exception]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
-    if caused_by(CourseModelError):
-        return None
-    if caused_by(SafetensorError):
-        file = damaged_file(source)
-        return f"The file {file} is damaged or was cut short, so its weights can't be read. {how_to_get(file.parent)}" if file else None
     if caused_by(GatedRepoError):
         page = f"{constants.ENDPOINT}/{source}"
         if get_token() is None:
@@ -288,20 +312,26 @@ def explain(error: Exception, source: str) -> str | None:
         )
     if caused_by(HFValidationError):
         return f"There is no folder {source} here. Check the path, or give a model on the Hub as owner/model."
-    if caused_by(LocalEntryNotFoundError):
-        offline = constants.is_offline_mode()
-        why = "the variable HF_HUB_OFFLINE forbids to fetch it" if offline else f"{constants.ENDPOINT} can't be reached"
-        return (
-            f"There is no folder {source} here, no model of that name in the Hub's cache on this machine, and {why}. "
-            f"{'Unset HF_HUB_OFFLINE' if offline else 'Connect to the network'} to fetch it once, "
-            "or unset COURSE_MODEL to use abacus, which needs no network."
-        )
-    if (answer := next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)) is not None:
-        status = answer.response.status_code
-        if status == 401:
-            return f"The Hub does not accept your token for {source}. Unset HF_TOKEN, or log in again, in a terminal: hf auth login"
-        return f"The Hub answered {source} with an error of its own, {status}. Try again later."
-    return None
+    # Before LocalEntryNotFoundError, which the library raises in its place when nothing is in the cache.
+    for cause in causes:
+        if isinstance(cause, HfHubHTTPError) and not isinstance(cause, EntryNotFoundError):
+            status = cause.response.status_code
+            if status == 401:
+                return f"The Hub does not accept your token for {source}. Unset HF_TOKEN, or log in again, in a terminal: hf auth login"
+            return f"The Hub answered {source} with an error of its own, {status}. Try again later."
+    return out_of_reach(source) if caused_by(LocalEntryNotFoundError) else None
+
+
+def out_of_reach(source: str) -> str:
+    """The sentence for a model that is not on this machine, or not as a whole, while the Hub can't be asked for it."""
+    offline = constants.is_offline_mode()
+    cached = "no model of that name" if local_copy(source) is None else "only a part of that model"
+    why = "the variable HF_HUB_OFFLINE forbids to fetch it" if offline else f"{constants.ENDPOINT} can't be reached"
+    return (
+        f"There is no folder {source} here, {cached} in the Hub's cache on this machine, and {why}. "
+        f"{'Unset HF_HUB_OFFLINE' if offline else 'Connect to the network'} and load it again to fetch it, "
+        "or unset COURSE_MODEL to use abacus, which needs no network."
+    )
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -309,18 +339,6 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def damaged_file(source: str) -> Path | None:
-    """The first safetensors file of a model that can't be opened. The library's error doesn't name it."""
-    folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, local_files_only=True))
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError:
-            return file
-    return None
 
 
 quiet()

@@ -31,16 +31,25 @@ class FakeHub:
     """Serves ``models`` while its ``with`` block lasts; ``requests`` keeps every request as (method, path, status).
 
     ``tokens`` names the valid ones and says of each whether it has access to the ``gated`` models, and may upload. What is uploaded
-    is kept under ``storage``, a folder for each model, and served like the others.
+    is kept under ``storage``, a folder for each model, and served like the others. ``failing`` gives some models a status that answers
+    every request for them, and of the models in ``breaking_off`` the weights are sent by half before the connection is closed.
     """
 
     def __init__(
-        self, models: dict[str, Path], gated: tuple[str, ...] = (), tokens: dict[str, bool] | None = None, storage: Path | None = None
+        self,
+        models: dict[str, Path],
+        gated: tuple[str, ...] = (),
+        tokens: dict[str, bool] | None = None,
+        storage: Path | None = None,
+        failing: dict[str, int] | None = None,
+        breaking_off: tuple[str, ...] = (),
     ) -> None:
         self.models = models
         self.gated = gated
         self.tokens = tokens or {}
         self.storage = storage
+        self.failing = failing or {}
+        self.breaking_off = breaking_off
         self.large_files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, int]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -65,7 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.removeprefix("api/models/").split("/")
         repo, rest = "/".join(parts[:2]), parts[2:]
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token and token not in self.hub.tokens:
+        if repo in self.hub.failing:
+            self.answer(self.hub.failing[repo], {})
+        elif token and token not in self.hub.tokens:
             self.answer(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
         elif repo in self.hub.gated and not self.hub.tokens.get(token):
             self.answer(403 if token else 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to model {repo} is restricted."})
@@ -76,7 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif is_api:
             self.answer_json([{"type": "file", "path": s["rfilename"], "size": s["size"], "oid": s["etag"]} for s in self.siblings(repo)])
         elif rest[:1] == ["resolve"] and (file := self.hub.models[repo].joinpath(*rest[2:])).is_file():
-            self.answer(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag(file)}"'}, file.read_bytes())
+            break_off = repo in self.hub.breaking_off and file.suffix == ".safetensors"
+            self.answer(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag(file)}"'}, file.read_bytes(), break_off)
         else:
             self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": COMMIT})
 
@@ -158,14 +170,14 @@ class _Handler(BaseHTTPRequestHandler):
     def answer_json(self, content: object) -> None:
         self.answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
-    def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+    def answer(self, status: int, headers: dict[str, str], body: bytes = b"", break_off: bool = False) -> None:
         self.hub.requests.append((self.command, self.path, status))
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if break_off else body)
 
     def log_message(self, *_: object) -> None:
         """Nothing on stderr."""

@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 from course_utils import ROOT, doctor
 from course_utils.doctor import Finding, Machine
 
-NAMES = ["Python", "operating system", "packages", "torch", "bitsandbytes", "transformers"]
+NAMES = ["Python", "operating system", "packages", "torch", "bitsandbytes", "transformers", "jupyterlab"]
 NAMES += ["GPU", "CPU", "memory", "disk", "model abacus", "Hub"]
 
 NO_CORE_FILE = """
@@ -225,6 +225,17 @@ def test_bitsandbytes_that_crashes_is_reported_and_not_suffered(clone: Path, tmp
     assert findings["transformers"].advice == "First see bitsandbytes."
 
 
+@pytest.mark.parametrize("broken", ["zmq", "matplotlib"])
+def test_a_lesson_that_could_not_be_opened_is_a_problem(broken: str, tmp_path: Path) -> None:
+    code = "from course_utils import doctor; doctor.PROBES = {'jupyterlab': doctor.probe_jupyterlab}; doctor.probe()"
+    stubs = stub(tmp_path / "stubs", broken, f"raise ImportError('no library of {broken}')")
+    environment = {**os.environ, "PYTHONPATH": str(stubs)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=True)
+    _, result = json.loads(done.stdout.removeprefix(doctor.MARK))
+    finding = doctor.judge_library("jupyterlab", result, "")
+    assert finding.state == "problem" and f"no library of {broken}" in finding.found and "the environment anew" in finding.advice
+
+
 def test_bitsandbytes_without_its_native_library(clone: Path, tmp_path: Path) -> None:
     whole = Path(importlib.util.find_spec("bitsandbytes").origin).parent
     native = shutil.ignore_patterns("*.so", "*.dll", "*.dylib", "__pycache__")
@@ -342,6 +353,16 @@ def test_a_machine_with_wheels(machine: Machine) -> None:
 
 
 # --- Memory, disk, processor, GPU ---
+
+
+def test_memory_in_a_container_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 200000\n")  # pages of files, which the system gives back
+    monkeypatch.setattr(doctor, "CONTAINER", tmp_path)
+    assert doctor.read_memory() == (500_000, 1_000_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor.read_memory()[1] > 1_000_000, "no limit: the whole machine"
 
 
 def test_memory_without_psutil_is_what_psutil_says(monkeypatch: pytest.MonkeyPatch) -> None:

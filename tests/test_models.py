@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from course_utils import ROOT, models
+from course_utils import ROOT, doctor, model_files, models
 from course_utils.models import CourseModelError
 from tests.fake_hub import COMMIT, FakeHub
 
@@ -97,6 +98,21 @@ def test_course_model_as_a_relative_folder_is_found_from_any_place(tmp_path: Pat
 def test_dtype_is_that_of_the_file_unless_asked_for(tiny: Path) -> None:
     assert models.load(tiny)[0].dtype == torch.float32
     assert models.load(tiny, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert models.load(tiny, dtype="bfloat16")[0].dtype == torch.bfloat16
+    assert models.load(tiny, dtype="auto")[0].dtype == torch.float32
+
+
+def test_a_quantization_config_may_be_a_dict(tiny: Path) -> None:
+    model, _ = models.load(tiny, quantization_config={"load_in_4bit": True})
+    assert model.is_loaded_in_4bit
+    as_dict, as_object = {"load_in_4bit": True}, BitsAndBytesConfig(load_in_4bit=True)
+    config = models.read_config(str(tiny))
+    assert models.weight_bytes(config, as_dict, "bfloat16") == models.weight_bytes(config, as_object, torch.bfloat16)
+
+
+def test_an_index_that_is_left_over_beside_whole_weights_is_no_matter(copy: Path) -> None:
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "gone.safetensors"}}', encoding="utf-8")
+    assert models.load(copy)[0].config.hidden_size == 64
 
 
 # The sums can be done by hand; models/architectures/README.md shows one.
@@ -206,16 +222,91 @@ def test_the_truncated_one_of_several_files_is_named(tiny: Path, tmp_path: Path)
     assert second.name in text and whole.name not in text
 
 
-def test_the_cure_for_a_damaged_abacus_is_git(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "ABACUS", copy)
+def test_the_missing_one_of_several_files_is_named(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = models.load(tiny)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    tokenizer.save_pretrained(tmp_path)
+    _, second, *_ = sorted(tmp_path.glob("*.safetensors"))
+    second.unlink()
+    text = refusal(tmp_path)
+    assert f"lacks {second.name}" in text and "model.safetensors.index.json" in text and "fetch the model again" in text
+    (tmp_path / "model.safetensors.index.json").unlink()  # as after a save that was interrupted
+    text = refusal(tmp_path)
+    assert "no weights" in text and "model.safetensors.index.json" in text and "-00001-of-" in text
+
+
+def test_weights_under_a_name_that_nobody_looks_for(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "q4.gguf")
+    text = refusal(copy)
+    assert "no weights" in text and "q4.gguf is neither" in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making a link needs a privilege on Windows")
+def test_weights_that_are_a_link_to_nowhere(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
-    assert "git restore models/abacus" in refusal(copy)
+    (copy / "model.safetensors").symlink_to(copy / "gone")
+    assert "no weights" in refusal(copy)
+
+
+@pytest.mark.parametrize("config", [True, False], ids=["with a config", "as peft saves it"])
+def test_an_adapter_in_the_place_of_a_model(copy: Path, config: bool) -> None:
+    (copy / "model.safetensors").rename(copy / "adapter_model.safetensors")
+    if not config:
+        (copy / "config.json").unlink()
+    text = refusal(copy)
+    assert "LoRA adapter" in text and f"PeftModel.from_pretrained(model, {str(copy)!r})" in text
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage!" * 100, None], ids=["empty", "garbage", "cut short"])
+def test_a_damaged_file_in_the_old_format_is_named(copy: Path, damage: bytes | None) -> None:
+    (copy / "model.safetensors").unlink()
+    file = copy / "pytorch_model.bin"
+    torch.save(LlamaForCausalLM(models.read_config(str(copy))).state_dict(), file)
+    assert models.load(copy)[0].config.hidden_size == 64
+    file.write_bytes(file.read_bytes()[:-1000] if damage is None else damage)
+    text = refusal(copy)
+    assert str(file) in text and "damaged" in text and "fetch the model again" in text
+    assert "weights_only" not in text
+
+
+@pytest.mark.parametrize("content", ["", '{"x', "[]", "{}"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_damaged_config_or_tokenizer_is_named(copy: Path, name: str, content: str) -> None:
+    (copy / name).write_text(content, encoding="utf-8")
+    text = refusal(copy)
+    if (name, content) == ("config.json", "{}"):
+        assert f"{copy} has no config.json that transformers" in text
+    else:
+        assert str(copy / name) in text and "damaged" in text and "fetch the model again" in text
+
+
+@pytest.mark.parametrize("content", [None, "", "{}"], ids=["gone", "empty", "{}"])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_the_cure_for_a_damaged_abacus_is_git(copy: Path, name: str, content: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "ABACUS", copy)
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_text(content, encoding="utf-8")
+    assert refusal(copy).endswith(": git restore models/abacus")
 
 
 def test_too_large_for_the_memory_that_is_free(copy: Path) -> None:
     edit_config(copy, vocab_size=10**10)  # embedding and head: 2 * 10^10 * 64 weights of 4 bytes
     text = refusal(copy)
     assert str(copy) in text and "need 5,120.0 GB" in text and "GB are free" in text and "Load it in 4 bits" in text
+    for config in ({"load_in_4bit": True}, BitsAndBytesConfig(load_in_4bit=True)):
+        text = refusal(copy, quantization_config=config)
+        assert "GB are free" in text and "Load it in 4 bits" not in text and "Choose a smaller model" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the model goes to the GPU")
+def test_too_large_for_the_container(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in {"memory.max": "100000", "memory.current": "60000", "memory.stat": "inactive_file 0"}.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(doctor, "CONTAINER", tmp_path)
+    assert "are free in this machine's memory" in refusal(tiny)
+    monkeypatch.setattr(models, "read_memory", lambda: None)
+    assert models.load(tiny)[0].config.hidden_size == 64, "where the system doesn't say, loading is tried"
 
 
 def test_not_a_causal_language_model(copy: Path) -> None:
@@ -269,11 +360,14 @@ CHILD = """
 import json, os, sys, time
 time.sleep = lambda seconds: None
 from course_utils import models
-for model, token in json.loads(sys.argv[1]):
+for model, token, *architecture in json.loads(sys.argv[1]):
     os.environ.pop("HF_TOKEN", None)
     if token:
         os.environ["HF_TOKEN"] = token
     try:
+        if architecture:
+            print(json.dumps(type(models.architecture(model)).__name__))
+            continue
         loaded, tokenizer = models.load(model)
         print(json.dumps(models.ask(loaded, tokenizer, "What is", max_new_tokens=1)))
     except models.CourseModelError as error:
@@ -281,7 +375,7 @@ for model, token in json.loads(sys.argv[1]):
 """
 
 
-def load_from(url: str, home: Path, *attempts: tuple[str | None, str | None], **environment: str) -> tuple[list[str], str]:
+def load_from(url: str, home: Path, *attempts: tuple[str | None, ...], **environment: str) -> tuple[list[str], str]:
     """What each attempt printed, and stderr."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "COURSE_"))}
     environment = {**inherited, "HF_ENDPOINT": url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT), **environment}
@@ -305,9 +399,10 @@ def test_the_hub_answers_refuses_and_is_gone(tiny: Path, tmp_path: Path) -> None
             ("town/gated", "hf_other"),
             ("town/gated", "hf_granted"),
             ("town/second", "hf_expired"),
+            ("town/second", None, "architecture"),
             COURSE_MODEL="town/tiny",
         )
-    answer, misspelled, misspelled_with_token, no_token, no_access, granted, expired = texts
+    answer, misspelled, misspelled_with_token, no_token, no_access, granted, expired, built = texts
     assert answer.startswith("What is")
     assert ("GET", f"/town/tiny/resolve/{COMMIT}/model.safetensors", 200) in hub.requests, "the weights came from this server"
     assert "town/tyni" in misspelled and "Check the spelling" in misspelled
@@ -318,13 +413,72 @@ def test_the_hub_answers_refuses_and_is_gone(tiny: Path, tmp_path: Path) -> None
     assert granted == answer
     assert "town/second" in expired and "does not accept your token" in expired and "hf auth login" in expired
 
-    # The Hub is gone: what was fetched still loads, what was not is refused.
-    (cached, not_cached), _ = load_from(hub.url, tmp_path, ("town/tiny", None), ("town/other", None))
+    assert built == "LlamaForCausalLM"
+
+    # The Hub is gone: what was fetched still loads, what was not, or not as a whole, is refused.
+    (cached, not_cached, part), _ = load_from(hub.url, tmp_path, ("town/tiny", None), ("town/other", None), ("town/second", None))
     assert cached == answer
+    assert "only a part of that model" in part and f"{hub.url} can't be reached" in part and "Connect to the network" in part
     assert "town/other" in not_cached and f"{hub.url} can't be reached" in not_cached and "Connect to the network" in not_cached
     (cached, not_cached), _ = load_from(hub.url, tmp_path, ("town/tiny", None), ("town/other", None), HF_HUB_OFFLINE="1")
     assert cached == answer
     assert "HF_HUB_OFFLINE" in not_cached and "Unset HF_HUB_OFFLINE" in not_cached
+
+
+def test_what_was_not_fetched_to_the_end(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = models.load(tiny)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    tokenizer.save_pretrained(tmp_path / "shards")
+    hub_models = {f"town/{name}": tiny for name in ("whole", "cut", "config", "later_gated")} | {"town/shards": tmp_path / "shards"}
+    attempts = ("town/whole", None), ("town/cut", None), ("town/shards", None), ("town/config", None)
+    architectures = ("town/config", None, "architecture"), ("town/later_gated", None, "architecture")
+    with FakeHub(hub_models, breaking_off=("town/cut", "town/shards")) as hub:
+        (answer, cut, shards, *built), _ = load_from(hub.url, tmp_path, *attempts[:3], *architectures)
+    assert answer.startswith("What is") and built == ["LlamaForCausalLM"] * 2
+    for text in (cut, shards):
+        assert "The download of town/" in text and "broke off" in text and "Connect to the network and load it again" in text
+
+    # A whole file that is damaged later on. What the snapshot shows is a link to it, on systems with links.
+    cache = tmp_path / "hub" / "models--town--whole"
+    file = next(cache.glob("snapshots/*/model.safetensors"))
+    content = file.read_bytes()
+    file.resolve().write_bytes(content[:1000])
+
+    # And a tokenizer of which the settings were fetched and the vocabulary was not.
+    shutil.copy(tiny / "tokenizer_config.json", next((tmp_path / "hub" / "models--town--config").glob("snapshots/*")))
+
+    (damaged, *parts), _ = load_from(hub.url, tmp_path, *attempts, HF_HUB_OFFLINE="1")
+    assert str(file) in damaged and f"Delete the folder {cache} and load town/whole again" in damaged
+    for text in parts:
+        assert "only a part of that model" in text and "Unset HF_HUB_OFFLINE and load it again" in text
+
+    # Each cure, done as it says.
+    shutil.rmtree(re.search(r"Delete the folder (.*) and load", damaged)[1])
+    with FakeHub(hub_models, gated=("town/later_gated",)) as hub:
+        (*answers, gated), _ = load_from(hub.url, tmp_path, *attempts, ("town/later_gated", None))
+    assert answers == [answer] * len(attempts)
+    assert "town/later_gated is gated" in gated, "though its config is in the cache"
+
+
+def test_the_hub_has_no_such_file_or_an_error_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    gguf, adapter, no_tokenizer = (shutil.copytree(tiny, tmp_path / name) for name in ("gguf", "adapter", "no_tokenizer"))
+    (gguf / "model.safetensors").rename(gguf / "q4.gguf")
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "config.json").unlink()
+    for file in no_tokenizer.glob("tokenizer*"):
+        file.unlink()
+    failing = {f"town/{status}": status for status in (429, 500, 503)}
+    folders = {"town/gguf": gguf, "town/adapter": adapter, "town/no_tokenizer": no_tokenizer}
+    with FakeHub(folders | dict.fromkeys(failing, tiny), failing=failing) as hub:
+        attempts = [(name, None) for name in hub.models] + [("town/tyni", None, "architecture")]
+        texts, _ = load_from(hub.url, tmp_path / "home", *attempts)
+    gguf_text, adapter_text, tokenizer_text, *failures, misspelled = texts
+    assert "no weights" in gguf_text and "q4.gguf is neither" in gguf_text and "Choose a repository" in gguf_text
+    assert "LoRA adapter" in adapter_text and "PeftModel.from_pretrained(model, 'town/adapter')" in adapter_text
+    assert "town/no_tokenizer on the Hub has no tokenizer" in tokenizer_text
+    for status, text in zip(failing.values(), failures, strict=True):
+        assert f"an error of its own, {status}. Try again later" in text
+    assert "hf auth login. Without a network there are Llama-2-13b" in misspelled
 
 
 def test_abacus_asks_the_hub_nothing_and_prints_nothing_of_its_own(tmp_path: Path) -> None:
@@ -335,10 +489,16 @@ def test_abacus_asks_the_hub_nothing_and_prints_nothing_of_its_own(tmp_path: Pat
         assert stderr == ""
 
 
-@pytest.mark.parametrize("imported", ["torch", "course_utils.models"])
-def test_a_cuda_compiler_without_a_gpu_is_not_reported(imported: str, tmp_path: Path) -> None:
+def test_a_cuda_compiler_without_a_gpu_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What a torch built for CUDA runs at its first torch.compile, on a machine with CUDA's compiler and without a GPU.
-    code = f"import {imported}, torch.utils.cpp_extension as extension; extension._find_cuda_home()"
-    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (str(tmp_path) in done.stderr) == (imported == "torch"), done.stderr
+    from torch.utils import cpp_extension
+
+    said: list[str] = []
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cpp_extension.logger, "handle", lambda record: said.append(record.getMessage()))
+    cpp_extension._find_cuda_home()
+    assert said == []
+    monkeypatch.setattr(cpp_extension.logger, "isEnabledFor", lambda level: True)
+    cpp_extension._find_cuda_home()
+    assert str(tmp_path) in said[0]
