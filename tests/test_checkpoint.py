@@ -561,8 +561,8 @@ def test_merging_into_four_bits_loses_a_small_change_and_no_byte(tiny: Path) -> 
 # --- The Hub, played by a small server on this machine ---
 
 PUSH = """
-import os, torch
-from huggingface_hub import snapshot_download
+import os, sys, torch
+from huggingface_hub import create_repo, snapshot_download, upload_folder
 from course_utils import checkpoint, models
 from transformers import BitsAndBytesConfig
 config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -570,7 +570,7 @@ model, tokenizer = models.load(models.ABACUS, quantization_config=config)
 for token in ("hf_reads", "hf_writes"):
     os.environ["HF_TOKEN"] = token
     try:
-        model.push_to_hub("town/abacus-nf4", max_shard_size="300KB")
+        model.push_to_hub("town/abacus-nf4", max_shard_size="300KB")  # the tokenizer isn't among its files
         tokenizer.push_to_hub("town/abacus-nf4")
         print(token, "has written")
     except Exception as error:
@@ -581,6 +581,17 @@ tokens = tokenizer("What is 2+2?", return_tensors="pt")
 with torch.no_grad():
     due, got, hand = (m(**tokens).logits for m in (model, from_hub, by_hand))
 print(torch.equal(due, got), torch.equal(due, hand), models.ask(from_hub, tokenizer, "What is 2+2?"))
+try:
+    from_hub.push_to_hub("town/again")
+except NotImplementedError:
+    print("a model from a 4-bit file is refused")
+from_hub.save_pretrained(sys.argv[1], save_original_format=False)
+tokenizer.save_pretrained(sys.argv[1])
+create_repo("town/again", exist_ok=True)
+upload_folder(repo_id="town/again", folder_path=sys.argv[1])
+again, _ = models.load("town/again")
+with torch.no_grad():
+    print(torch.equal(due, again(**tokens).logits))
 """
 
 
@@ -589,19 +600,20 @@ def test_push_to_hub_and_load_from_there(tmp_path: Path) -> None:
     with FakeHub({}, tokens={"hf_reads": False, "hf_writes": True}, storage=tmp_path / "hub") as hub:
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         environment = inherited | own | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run([sys.executable, "-c", PUSH], env=environment, capture_output=True, encoding="utf-8", timeout=300)
+        command = [sys.executable, "-c", PUSH, str(tmp_path / "again")]
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
-    refused, written, loaded = done.stdout.splitlines()
+    refused, written, loaded, *pushed_again = done.stdout.splitlines()
     assert (refused, written) == ("hf_reads HfHubHTTPError", "hf_writes has written")
     assert loaded == "True True What is 2+2? The answer is 4.", "loaded by transformers and by hand: equal in every bit"
+    assert pushed_again == ["a model from a 4-bit file is refused", "True"], "and sent as a folder, with logits equal in every bit"
 
     stored = tmp_path / "hub/town/abacus-nf4"
     assert {"README.md", "config.json", INDEX, "model-00001-of-00004.safetensors", "tokenizer.json"} <= {f.name for f in stored.iterdir()}
     steps = [(method, path.partition("?")[0]) for method, path, status in hub.requests if method in ("POST", "PUT") and status == 200]
     assert ("POST", "/api/repos/create", 403) in hub.requests, "the first token was refused before anything was sent"
-    assert sum(method == "PUT" for method, _ in steps) == 4, "each shard is sent by itself"
-    sent = max(place for place, (method, _) in enumerate(steps) if method == "PUT")
-    assert steps.index(("POST", "/api/models/town/abacus-nf4/commit/main")) > sent, "and the commit comes last"
+    committed = steps.index(("POST", "/api/models/town/abacus-nf4/commit/main"))
+    assert sum(method == "PUT" for method, _ in steps[:committed]) == 4, "each shard is sent by itself, and the commit comes last"
     assert ("GET", f"/town/abacus-nf4/resolve/{COMMIT}/model-00001-of-00004.safetensors", 200) in hub.requests
     with safe_open(stored / "model-00003-of-00004.safetensors", framework="pt") as file:
         assert Q + STATE in file.keys()

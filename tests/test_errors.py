@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import subprocess
+import sys
+import traceback
 from dataclasses import asdict
 
 import pytest
 import torch
+from bitsandbytes.functional import quantize_4bit
 
-from course_utils import ROOT, errors
+from course_utils import ROOT, errors, models
 from course_utils.clinic import expect_error, expect_failure, without_places
 from course_utils.memory import kv_cache_bytes, model_bytes_in_4bit
 from course_utils.questions import lesson_11
+from tests.fake_hub import FakeHub
 from tools import time_machine
 from tools.time_machine_snippets import SNIPPETS, Snippet
 
@@ -262,7 +268,7 @@ def test_an_error_is_found_by_its_last_line_and_by_its_traceback(error):
         ("requires bitsandbytes: `pip install -U bitsandbytes>=0.46.1`", "11."),
         ("CUDA SETUP ERROR: Missing dependency: libnvJitLink.so.13", "13."),
         ("CUDA Setup failed despite GPU being available.", "13."),
-        ("ValueError: Blockwise 4bit quantization only supports 16/32-bit floats, but got torch.uint8", "14."),
+        ("RuntimeError: Blockwise 4bit quantization only supports 16/32-bit floats, but got torch.uint8", "14."),
         ("ValueError: Blockwise 4bit quantization only supports 16/32-bit floats, but got torch.float64", "9."),
         ("size mismatch for weight: copying a param with shape torch.Size([8388608, 1]) from checkpoint", "14."),
         ("GatedRepoError", "15."),
@@ -273,20 +279,92 @@ def test_an_error_is_found_by_its_last_line_and_by_its_traceback(error):
         ('File "/x/modules.py", line 9, in fix_4bit_weight_quant_state_from_module\n    assert module.weight\nAssertionError', "19."),
         ("AssertionError", "19."),
         ("RuntimeError: Only Tensors of floating point and complex dtype can require gradients", "21."),
+        ("RuntimeError: expected m1 and m2 to have the same dtype, but got: unsigned char != c10::BFloat16", "17."),
+        ("RuntimeError: expected m1 and m2 to have the same dtype, but got: float != c10::BFloat16", "1."),
+        ("mat1 and mat2 must have the same dtype, but got Half and Byte", "17."),
+        ("self and mat2 must have the same dtype, but got Half and Float", "1."),
+        ("RuntimeError: The size of tensor a (128) must match the size of tensor b (22544384) at non-singleton dimension 0", "17."),
+        ("OSError: ada/abakus is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'", "15."),
+        ("NotImplementedError", "23."),
     ],
 )
 def test_an_error_is_found_by_words_from_it(text, entry):
     assert first_entry(text).startswith(entry)
 
 
-@pytest.mark.parametrize("text", ["ZeroDivisionError: division by zero", "TypeError: 'int' object is not callable", "KeyError: 'loss'"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ZeroDivisionError: division by zero",
+        "TypeError: 'int' object is not callable",
+        "KeyError: 'loss'",
+        "NotImplementedError: Cannot copy out of meta tensor; no data!",
+        'Traceback (most recent call last):\n  File "/x/train.py", line 3, in <module>\n    Net().forward(batch)\n'
+        '  File "/x/net.py", line 9, in forward\n    raise NotImplementedError\nNotImplementedError',
+    ],
+)
 def test_an_error_of_another_kind_is_not_forced_into_an_entry(text):
     assert errors.find_error(text).startswith("None of the errors of this lesson is like yours")
 
 
 def test_packed_weights_that_are_quantized_again_are_told_of_both_entries():
     found = errors.find_error("ValueError: Blockwise 4bit quantization only supports 16/32-bit floats, but got torch.uint8")
-    assert [line.split(".")[0] for line in found.splitlines()[2:4]] == ["14", "9"]
+    assert [line.split(".")[0] for line in found.splitlines()[2:4]] == ["9", "14"]
+
+
+MISTAKEN_FOR_A_MATRIX = {
+    "quantized": ("9.", lambda packed: quantize_4bit(packed)),
+    "a norm": ("17.", lambda packed: packed.norm()),
+    "a decomposition": ("17.", lambda packed: torch.linalg.svd(packed)),
+    "a mean": ("17.", lambda packed: packed.mean()),
+    "merged": ("17.", lambda packed: packed + torch.ones(128, 128)),
+    "times the input": ("17.", lambda packed: packed @ torch.ones(1, 128)),
+    "with a bias": ("17.", lambda packed: torch.nn.functional.linear(torch.ones(1, 1), packed, torch.ones(8192))),
+    "with a packed bias": ("17.", lambda packed: torch.nn.functional.linear(torch.ones(1, 1), packed, packed.flatten())),
+    "a bias of another dtype": ("1.", lambda _: torch.addmm(torch.ones(1, 3), torch.ones(1, 4), torch.ones(4, 3, dtype=torch.float16))),
+}
+
+
+def test_the_wordings_met_later_are_raised_and_found():
+    packed, _ = quantize_4bit(torch.ones(128, 128))
+    met = []
+    for label, (entry, mistake) in MISTAKEN_FOR_A_MATRIX.items():
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            mistake(packed)
+        met.append(f"{caught.type.__name__}: {caught.value}")
+        assert first_entry(met[-1]).startswith(entry), label
+    later = [text for program, texts in errors.MET_LATER.items() if program != "gated" for text in texts]
+    assert all(any(errors.words(text) <= errors.words(raised) for raised in met) for text in later)
+
+
+def test_a_misspelled_name_is_found_under_gated(tmp_path):
+    program = "from transformers import AutoConfig; AutoConfig.from_pretrained('town/abakus')"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    with FakeHub({}) as hub:
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run([sys.executable, "-c", program], env=kept | own, capture_output=True, encoding="utf-8", timeout=120)
+    raised = done.stderr[done.stderr.index("OSError: town") :]
+    assert "is not a valid model identifier" in raised and any(status == 401 for _, _, status in hub.requests)
+    for text in (raised, raised.splitlines()[0], done.stderr):
+        assert first_entry(text).startswith("15.")
+
+
+def test_a_model_from_a_4bit_file_saved_again_is_found_by_its_traceback(tmp_path):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True)
+    AutoModelForCausalLM.from_pretrained(models.ABACUS, quantization_config=config).save_pretrained(tmp_path / "once")
+    for dequantized in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "once")
+        if dequantized:
+            model.dequantize()
+        with pytest.raises(NotImplementedError) as caught:
+            model.save_pretrained(tmp_path / "refused")
+        whole = "".join(traceback.format_exception(caught.value))
+        assert first_entry(whole).startswith("23.")
+        model.save_pretrained(tmp_path / str(dequantized), save_original_format=False)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / str(dequantized))
+        assert type(again.model.layers[0].self_attn.q_proj).__name__ == ("Linear" if dequantized else "Linear4bit")
 
 
 @pytest.mark.parametrize("text", ["ValueError", "RuntimeError: ", "OSError\n"])

@@ -308,20 +308,30 @@ LARGEST_BATCH = NumberQuestion(
 def lost_its_config(config, names):
     """Whether a checkpoint holds 4-bit weights of bitsandbytes and its config doesn't say so."""
     packed = any(".quant_state.bitsandbytes__" in name for name in names)
-    return packed and "quantization_config" not in config
+    return packed and not config.get("quantization_config", {}).get("load_in_4bit")
+
+
+def _settings(in_4bit: bool, in_8bit: bool) -> dict[str, Any]:
+    """What transformers writes of the two switches into config.json."""
+    switches = {"load_in_4bit": in_4bit, "load_in_8bit": in_8bit}
+    return {"quant_method": "bitsandbytes", **switches, **{f"_{name}": value for name, value in switches.items()}}
 
 
 def _checkpoints(seed: int) -> list[tuple[dict[str, Any], list[str]]]:
     pick = random.Random(seed)
     layer = f"model.layers.{pick.randrange(40)}.mlp.down_proj.weight"
     plain = {"model_type": "llama", "hidden_size": 64 * pick.randrange(1, 9)}
-    quantized = {**plain, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
-    in_8bit = {**plain, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    quantized = {**plain, "quantization_config": _settings(True, False)}
+    unsaid = {**plain, "quantization_config": _settings(False, False)}
+    in_8bit = {**plain, "quantization_config": _settings(False, True)}
     nf4 = [layer, f"{layer}.absmax", f"{layer}.quant_map", f"{layer}.quant_state.bitsandbytes__nf4", "model.norm.weight"]
     nested = [layer, f"{layer}.absmax", f"{layer}.nested_absmax", f"{layer}.nested_quant_map", f"{layer}.quant_state.bitsandbytes__fp4"]
     int8 = [layer, layer.replace(".weight", ".SCB"), "model.norm.weight"]
     floats = [layer, "model.norm.weight", "absmax_head.weight", "quant_map_head.weight"]
-    return [(plain, nf4), (quantized, nf4), (plain, floats), (plain, nested), (quantized, nested), (in_8bit, int8), (plain, int8)]
+    return [
+        *((plain, nf4), (quantized, nf4), (plain, floats), (plain, nested), (quantized, nested), (in_8bit, int8), (plain, int8)),
+        *((unsaid, nf4), (unsaid, nested)),
+    ]
 
 
 LOST_ITS_CONFIG = FunctionQuestion(
@@ -336,6 +346,7 @@ LOST_ITS_CONFIG = FunctionQuestion(
     hints=(
         "Two things have to be seen together: what the file holds, and what the config says. Entry 14.",
         "A 4-bit weight comes with a tensor whose name goes on with .quant_state.bitsandbytes__nf4, or __fp4.",
+        'The config says so if `config["quantization_config"]` is there and its "load_in_4bit" is true. `dict.get` takes a missing key.',
     ),
     mistakes=(
         Mistake(
@@ -344,18 +355,28 @@ LOST_ITS_CONFIG = FunctionQuestion(
             "you look at the config alone: a model in 16 bits has no quantization_config either, and is well.",
         ),
         Mistake(
+            "switch only",
+            lambda config, names: not config.get("quantization_config", {}).get("load_in_4bit"),
+            "you look at the config alone: a model in 16 or 8 bits doesn't say load_in_4bit either, and is well.",
+        ),
+        Mistake(
+            "part is there",
+            lambda config, names: any(".quant_state." in name for name in names) and "quantization_config" not in config,
+            'you ask only whether quantization_config is there: it may be, and say "load_in_4bit": false.',
+        ),
+        Mistake(
             "names only",
             lambda config, names: any(".quant_state." in name for name in names),
             "you look at the names alone: a 4-bit checkpoint whose config says so is well.",
         ),
         Mistake(
             "nf4 only",
-            lambda config, names: any("__nf4" in name for name in names) and "quantization_config" not in config,
+            lambda config, names: any("__nf4" in name for name in names) and lost_its_config(config, names),
             "you look for nf4 alone: fp4 loses its config in the same way.",
         ),
         Mistake(
             "absmax anywhere",
-            lambda config, names: any("absmax" in name for name in names) and "quantization_config" not in config,
+            lambda config, names: any("absmax" in name for name in names) and not config.get("quantization_config", {}).get("load_in_4bit"),
             "you take a plain weight called absmax_head for scales: look for .quant_state.bitsandbytes__ in the names.",
         ),
         Mistake(

@@ -137,16 +137,16 @@ check("11.5", questions)
 # Difficulty 3/5, 8 minutes, 3 points
 #
 # A folder of checkpoints, and some of them raise the error of entry 14. Write a function that finds those before they are loaded: 4-bit weights of bitsandbytes,
-# and a config that doesn't say so. `config` is the content of `config.json`, `names` are those of the tensors in the file. With a
-# 4-bit weight `w` there are `w.absmax`, `w.quant_map` and, by the codebook, `w.quant_state.bitsandbytes__nf4` or `w.quant_state.bitsandbytes__fp4`.
+# and a config that doesn't say so, because its part `quantization_config` is missing or says `"load_in_4bit": false`. `config` is the content
+# of `config.json`, as a dict, `names` are those of the tensors in the file. With a 4-bit weight `w` there are `w.absmax`, `w.quant_map` and, by the codebook, `w.quant_state.bitsandbytes__nf4` or `w.quant_state.bitsandbytes__fp4`.
 
 
 # %%
 def lost_its_config(config: dict, names: list[str]) -> bool:
-    """Whether the checkpoint holds 4-bit weights of which its config says nothing."""
+    """Whether the checkpoint holds 4-bit weights and its config doesn't say so."""
     ### BEGIN SOLUTION
     packed = any(".quant_state.bitsandbytes__" in name for name in names)
-    return packed and "quantization_config" not in config
+    return packed and not config.get("quantization_config", {}).get("load_in_4bit")
     ### END SOLUTION
 
 

@@ -361,7 +361,8 @@ with kept_log() as log, warnings.catch_warnings(record=True) as caught:
 print("asked for bfloat16, got", reloaded.dtype, "with", len(caught), "warnings and", len(log.getvalue().splitlines()), "lines of log")
 
 # %% [markdown]
-# What does help: change the entry in `config.json`, or the attribute of each layer, or load by hand, where it is an argument.
+# For the compute dtype three things help: change the entry in `config.json`, or the attribute of each layer, or load by hand, where it is
+# an argument.
 
 # %%
 config["quantization_config"]["bnb_4bit_compute_dtype"] = "bfloat16"
@@ -377,6 +378,22 @@ due = logits(load_by_hand(place / "saved", compute_dtype=torch.bfloat16))
 print("by config.json  :", torch.equal(logits(edited), due))
 print("by the attribute:", torch.equal(logits(reloaded), due))
 print("float32 is other:", not torch.equal(logits(model), due))
+
+# %% [markdown]
+# For `dtype=` an edited `config.json` doesn't help. The tensors of the file stay in what they were saved in. So load the original with it,
+# and save again.
+
+# %%
+config["dtype"] = "bfloat16"
+(place / "saved/config.json").write_text(json.dumps(config), encoding="utf-8")
+print("by config.json  :", models.load(place / "saved")[0].dtype)
+config["dtype"] = "float32"
+(place / "saved/config.json").write_text(json.dumps(config), encoding="utf-8")
+
+nf4_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+original, _ = models.load(models.ABACUS, quantization_config=nf4_config, dtype=torch.bfloat16)
+original.save_pretrained(place / "in bfloat16")
+print("by the original :", AutoModelForCausalLM.from_pretrained(place / "in bfloat16").dtype)
 
 # %% [markdown]
 # ### The original, lost
@@ -764,10 +781,20 @@ with expect_error(checkpoint.CheckpointError, "not finished"):
 #
 # `model.push_to_hub("you/abacus-nf4")` makes no other file of the model than those you have seen, and adds a README. It makes the
 # repository, if there is none, calls `save_pretrained` into a temporary folder, sends each file, and makes one commit of them. A commit is
-# there whole or not at all, so nobody downloads half of it. Who downloads it then needs no configuration, as above.
+# there whole or not at all, so nobody downloads half of it. Who downloads it then needs no configuration, as above. The tokenizer is not
+# among the files; it is pushed by itself: `tokenizer.push_to_hub("you/abacus-nf4")`.
 #
-# It needs an account and a network, and this course does without; so no cell pushes. The tests push to a small Hub of their own on
-# localhost and load the model from there (`test_push_to_hub_and_load_from_there` in `tests/test_checkpoint.py`).
+# **A model that came from a 4-bit file can't be pushed so.** `save_pretrained` refuses it here, too, and `push_to_hub` doesn't take
+# `save_original_format`. Save it with that, and the tokenizer, into a folder, and send the folder: `hf upload you/abacus-nf4 FOLDER` in a
+# terminal, or `create_repo` and `upload_folder` of the package `huggingface_hub`.
+
+# %%
+with expect_error(TypeError, "unexpected keyword argument 'save_original_format'"):
+    from_the_file.push_to_hub("you/abacus-nf4", save_original_format=False)
+
+# %% [markdown]
+# All else needs an account and a network, and this course does without; so no cell pushes. The tests push to a small Hub of their own on
+# localhost, a model of either kind, and load it from there (`test_push_to_hub_and_load_from_there` in `tests/test_checkpoint.py`).
 
 # %% [markdown]
 # ## Adapters alone
