@@ -1,8 +1,10 @@
 # Each command is a line or two; the programs they call do the work. `make` alone lists them.
-# PYTHON=python3.13 names another Python; ARGS="..." goes to the program; TORCH=cpu takes PyTorch's CPU-only wheels (a matter of Linux).
+# PYTHON=python3.13 names another Python; ARGS="..." goes to the program.
+# TORCH=cpu takes PyTorch's CPU-only wheels (a matter of Linux). It is remembered in .venv: an update then brings no CUDA either.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
+TORCH ?= $(shell cat .venv/chosen-torch 2>/dev/null)
 CPU_WHEELS = $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 COURSE = .venv/bin/python
 INSTALL = $(COURSE) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(CPU_WHEELS)
@@ -51,18 +53,26 @@ time-machine: .venv/installed-test  ## run lesson 11's programs under old versio
 
 # The set-up. Each file says that its step is done; it is done again when the list of dependencies changes.
 
+ifeq ($(TORCH),cpu)
+DOWNLOAD = Setting up Four Bits in .venv. To download: about 0.4 GB, with PyTorch's CPU-only wheels (TORCH=cpu).
+else
 define DOWNLOAD
 Setting up Four Bits in .venv. To download: about 0.4 GB, and on Linux about 2.9 GB, since the default torch there brings CUDA along.
 On Linux without an NVIDIA GPU, stop now (Ctrl-C) and add TORCH=cpu (as in: make lab TORCH=cpu) for PyTorch's CPU-only wheels: about 0.4 GB.
 endef
+endif
 export DOWNLOAD
 
+TORCH_IS_HERE = from importlib.metadata import version; assert 'torch==' + version('torch').split('+')[0] in open('$(CONSTRAINTS)').read().splitlines()
 TOO_OLD = Four Bits needs Python 3.11 or newer; $(PYTHON) is %s. Name a newer one, as in: make lab PYTHON=python3.13
+OLD_VENV = Four Bits needs Python 3.11 or newer; the folder .venv was made with Python %s. Delete that folder and give the command again
 
 .venv/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('$(TOO_OLD)' % sys.version.split()[0])"
 	@$(COURSE) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
-	@$(COURSE) -c "import torch" 2>/dev/null || echo "$$DOWNLOAD"
+	@$(COURSE) -c "import sys; sys.version_info >= (3, 11) or sys.exit('$(OLD_VENV)' % sys.version.split()[0])"
+	@echo "$(TORCH)" > .venv/chosen-torch
+	@$(COURSE) -c "$(TORCH_IS_HERE)" 2>/dev/null || echo "$$DOWNLOAD"
 	$(INSTALL) -e .
 	@touch $@
 

@@ -6,14 +6,14 @@
     python -m course_utils.lab -- --port=9999   what follows -- goes to JupyterLab
 
 The learner works on copies in ``my_work/`` (or in the folder that the variable ``COURSE_WORK`` names). So the clone stays clean, and an
-update never conflicts with the learner's work. Nothing in ``my_work/`` is ever overwritten or deleted.
+update never conflicts with the learner's work. Nothing in ``my_work/`` is ever overwritten or deleted. The glossary is copied too: its
+links then lead to the learner's lessons, not to those of the clone.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from course_utils import ROOT, work_folder
@@ -29,8 +30,8 @@ from course_utils import ROOT, work_folder
 FOLDERS = ("notebooks", "exercises")
 """What is copied: the folders have the same names in the clone and in the learner's folder."""
 
-RECORD = "copies.json"
-"""In the learner's folder: for each copy, the hash of the version that it came from."""
+GLOSSARY = "glossary.md"
+"""The page that lessons lead to and that leads back to lessons. It is copied too, again after each update."""
 
 SETTINGS = Path(__file__).parent / "jupyter"
 """JupyterLab looks for its settings here too, after the learner's own."""
@@ -62,15 +63,16 @@ class Shipped:
         """``"lesson 03"`` or ``"exercise 03"``, as the messages say it."""
         return f"{'lesson' if self.path.parent.name == 'notebooks' else 'exercise'} {self.number}"
 
-    @property
-    def key(self) -> str:
-        """The name of this notebook in the record: ``"notebooks/03_quantize_in_blocks.ipynb"``."""
-        return f"{self.path.parent.name}/{self.path.name}"
 
-    @property
-    def version(self) -> str:
-        """SHA-256 of the notebook in the clone."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+def version_of(notebook: Path) -> Any:
+    """What the builder noted in a notebook of what it was built from; `None` where there is no such note, or no notebook.
+
+    A learner's copy keeps the note, whatever is written and run in it. So a copy says itself which version it comes from.
+    """
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["four_bits"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def shipped(root: Path = ROOT) -> list[Shipped]:
@@ -86,17 +88,29 @@ def copy_missing(root: Path = ROOT) -> tuple[list[Shipped], list[Shipped]]:
     """Copy every notebook of which the learner has no copy yet; overwrite nothing.
 
     Returns two lists: what was copied now, and what has changed in the clone since the learner's copy was taken.
-    Raises `LabError` if the learner's folder cannot be written.
+    A copy that doesn't say what it was taken from is among the latter. Raises `LabError` if the learner's folder cannot be written.
     """
-    record = read_record()
     copied, newer = [], []
     for notebook in shipped(root):
         if not notebook.copy.exists():
-            take(notebook, record)
+            take(notebook)
             copied.append(notebook)
-        elif record.get(notebook.key, notebook.version) != notebook.version:
+        elif version_of(notebook.copy) != version_of(notebook.path):
             newer.append(notebook)
     return copied, newer
+
+
+def refresh_glossary(root: Path = ROOT) -> Path | None:
+    """Let the learner's copy of the glossary be that of the clone; return where an earlier one was set aside, if there was another.
+
+    Raises `LabError` if the learner's folder cannot be written.
+    """
+    text = (root / GLOSSARY).read_text(encoding="utf-8")
+    copy = work_folder() / GLOSSARY
+    with contextlib.suppress(OSError):
+        if copy.read_bytes() == text.encode("utf-8"):
+            return None
+    return put(copy, text)
 
 
 def fresh(lesson: str, root: Path = ROOT) -> list[tuple[Shipped, Path | None]]:
@@ -106,34 +120,35 @@ def fresh(lesson: str, root: Path = ROOT) -> list[tuple[Shipped, Path | None]]:
     copy set aside (``None`` where there was none). Raises `LabError` for a lesson that does not exist.
     """
     everything = shipped(root)
-    wanted = lesson.strip().split("_")[0]
-    chosen = [notebook for notebook in everything if wanted and notebook.number == wanted.zfill(2)]
+    wanted = lesson.strip()
+    number, *words = wanted.split("_", 1)
+    name = "_".join([number.zfill(2), *words])
+    chosen = [notebook for notebook in everything if wanted and name in (notebook.number, notebook.path.stem)]
     if not chosen:
-        numbers = ", ".join(sorted({notebook.number for notebook in everything}))
+        names = sorted({notebook.path.stem for notebook in everything})
         problem = f"There is no lesson {lesson!r}" if wanted else "No lesson was named"
-        raise LabError(f"{problem}; the lessons are {numbers}: name one of them, as in `make fresh LESSON={numbers[:2]}`.")
-    record = read_record()
-    return [(notebook, take(notebook, record)) for notebook in chosen]
+        raise LabError(f"{problem}; the lessons are {', '.join(names)}: name one of them, as in `make fresh LESSON={names[0][:2]}`.")
+    return [(notebook, take(notebook)) for notebook in chosen]
 
 
-def take(notebook: Shipped, record: dict[str, str]) -> Path | None:
-    """Write the learner's copy of ``notebook`` and note its version in ``record``; return where an earlier copy was set aside.
+def take(notebook: Shipped) -> Path | None:
+    """Write the learner's copy of ``notebook``; return where an earlier copy was set aside."""
+    return put(notebook.copy, with_moved_links(notebook.path.read_text(encoding="utf-8"), notebook))
 
-    The new copy is complete on the disk before the earlier one is touched, so a full disk loses nothing.
+
+def put(copy: Path, text: str) -> Path | None:
+    """Write ``text`` to the file ``copy`` in the learner's folder; return where an earlier file of that name was set aside.
+
+    The new file is complete on the disk before the earlier one is touched, so a full disk loses nothing.
     """
-    version = notebook.version
-    text = with_moved_links(notebook.path.read_text(encoding="utf-8"), notebook)
     aside = None
     try:
-        notebook.copy.parent.mkdir(parents=True, exist_ok=True)
-        part = write_beside(notebook.copy, text)
-        if notebook.copy.exists():
-            aside = unused_name(notebook.copy)
-            notebook.copy.rename(aside)
-        os.replace(part, notebook.copy)
-        record[notebook.key] = version
-        record_file = work_folder() / RECORD
-        os.replace(write_beside(record_file, json.dumps(record, indent=1, sort_keys=True) + "\n"), record_file)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        part = write_beside(copy, text)
+        if copy.exists():
+            aside = unused_name(copy)
+            copy.rename(aside)
+        os.replace(part, copy)
     except OSError as error:
         reason = error.strerror or str(error)
         raise LabError(
@@ -163,49 +178,43 @@ def unused_name(copy: Path) -> Path:
 
     def names() -> Iterator[Path]:
         today = date.today().isoformat()
-        yield copy.with_name(f"{copy.stem}.{today}.ipynb")
+        yield copy.with_name(f"{copy.stem}.{today}{copy.suffix}")
         count = 2
         while True:
-            yield copy.with_name(f"{copy.stem}.{today}-{count}.ipynb")
+            yield copy.with_name(f"{copy.stem}.{today}-{count}{copy.suffix}")
             count += 1
 
     return next(name for name in names() if not name.exists())
 
 
-def read_record() -> dict[str, str]:
-    """What is noted of each copy. A record that is missing or damaged is empty: of copies that it does not name, nothing is said."""
-    try:
-        record = json.loads((work_folder() / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def with_moved_links(text: str, notebook: Shipped) -> str:
     """The text of a notebook with its relative links pointing from the learner's copy to where they pointed from the clone.
 
-    Links to lessons and exercises stay as they are, since the learner has those too.
+    Links to lessons, exercises and the glossary stay as they are, since the learner has those too.
     """
     content = json.loads(text)
+    old, new = notebook.path.parent, notebook.copy.parent
     for cell in content["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = moved_links("".join(cell["source"]), notebook.path.parent, notebook.copy.parent).splitlines(keepends=True)
+            cell["source"] = moved_links("".join(cell["source"]), old, new, (*FOLDERS, GLOSSARY)).splitlines(keepends=True)
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def moved_links(markdown: str, old: Path, new: Path) -> str:
-    """``markdown`` with every link that leaves the folder ``old`` rewritten for the folder ``new``.
+def moved_links(markdown: str, old: Path, new: Path, copied: tuple[str, ...] = FOLDERS) -> str:
+    """``markdown`` with every link that leaves the folder ``old`` rewritten for the folder ``new``; but not the links to what was copied.
+
+    ``old`` and ``new`` stand in two folders; ``copied`` are the names that are found in both.
 
     >>> clone = Path("/course")
-    >>> moved_links("a [term](../glossary.md#nf4)", clone / "notebooks", clone / "my_work" / "notebooks")
-    'a [term](../../glossary.md#nf4)'
+    >>> moved_links("a [card](../models/abacus/README.md#size)", clone / "notebooks", clone / "my_work" / "notebooks")
+    'a [card](../../models/abacus/README.md#size)'
     >>> moved_links("[try it](../exercises/01_x.ipynb)", clone / "notebooks", clone / "my_work" / "notebooks")
     '[try it](../exercises/01_x.ipynb)'
     """
 
     def move(link: re.Match[str]) -> str:
         before, path = link.groups()
-        if path.startswith(tuple(f"../{folder}/" for folder in FOLDERS)):
+        if path.split("/")[1] in copied:
             return link[0]
         target = os.path.normpath(old / path)
         return before + Path(os.path.relpath(target, new)).as_posix() + ("/" if path.endswith("/") else "")
@@ -213,16 +222,22 @@ def moved_links(markdown: str, old: Path, new: Path) -> str:
     return LINK.sub(move, markdown)
 
 
-def report(copied: list[Shipped], newer: list[Shipped]) -> str:
+def report(copied: list[Shipped], newer: list[Shipped], old_glossary: Path | None = None) -> str:
     """What the learner reads before JupyterLab opens; empty when there is nothing to say."""
     lines = []
     if copied:
         count = len(copied)
         lines.append(f"Copied {count} notebook{'' if count == 1 else 's'} into {work_folder()}: that is where you work.")
+    if old_glossary:
+        lines.append(f"The glossary is new: {old_glossary.with_name(GLOSSARY)}; your earlier one is kept as {old_glossary.name}.")
     for notebook in newer:
+        if version_of(notebook.copy):
+            found = f"A newer version of {notebook.title} than your copy has come with an update."
+        else:
+            found = f"Your copy of {notebook.title} doesn't say which version it comes from; there may be a newer one."
         lines.append(
-            f"A newer version of {notebook.title} than your copy has come with an update. To take it: make fresh LESSON={notebook.number} "
-            f"(or python -m course_utils.lab --fresh {notebook.number}). Your copy is then set aside, not deleted."
+            f"{found} To take it: make fresh LESSON={notebook.number} (or python -m course_utils.lab --fresh {notebook.number}). "
+            "Your copy is then set aside, not deleted."
         )
     return "\n".join(lines)
 
@@ -233,10 +248,15 @@ def open_jupyterlab(options: list[str]) -> None:
     The clone is the root folder, so that the links from the copies to the rest of the course work. (If ``COURSE_WORK`` names a folder
     outside the clone, that folder is the root, and links lead no further than the learner's copies.) ``SETTINGS`` switches off
     JupyterLab's announcements: its question whether to fetch news, and its search for updates.
+
+    What the kernels inherit: the clone comes first on their path, because the installed package leads to where the clone was when it
+    was set up, and it may have been renamed since. And transformers logs what it logs by default, since lessons 10 and 11 print that.
     """
     from jupyterlab.labapp import main
 
-    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [str(SETTINGS), os.environ.get("JUPYTER_CONFIG_PATH")]))
+    for name, ours in (("JUPYTER_CONFIG_PATH", SETTINGS), ("PYTHONPATH", ROOT)):
+        os.environ[name] = os.pathsep.join(filter(None, [str(ours), os.environ.get(name)]))
+    os.environ.pop("TRANSFORMERS_VERBOSITY", None)
     work = work_folder().resolve()
     root = ROOT if work.is_relative_to(ROOT) else work
     first = quote(shipped()[0].copy.resolve().relative_to(root).as_posix())
@@ -262,7 +282,7 @@ def main(words: list[str] | None = None) -> int:
                 kept = f"; yours is kept as {aside.name}" if aside else ""
                 print(f"{notebook.title.capitalize()} is new: {notebook.copy}{kept}.")
             return 0
-        text = report(*copy_missing())
+        text = report(*copy_missing(), refresh_glossary())
     except LabError as error:
         print(error, file=sys.stderr)
         return 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -15,14 +15,23 @@ from urllib.parse import quote
 import nbformat
 import pytest
 
-from course_utils import ROOT, lab
+from course_utils import ROOT, lab, work_folder
 
 RELATIVE_LINK = re.compile(r"""(?:\]\(|(?:href|src)=["'])(?![a-z]+:|#)([^)\s"'#]+)""")
 
 
 def write_notebook(path: Path, *markdown: str) -> None:
+    """A notebook of text cells, with the builder's note of what it was built from."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in markdown]), path)
+    cells = [nbformat.v4.new_markdown_cell(text) for text in markdown]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"four_bits": {"source": " ".join(markdown)}}), path)
+
+
+def rewrite(path: Path, *markdown: str) -> None:
+    """Write other text into a notebook, as a learner does: what stands in its metadata stays."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [nbformat.v4.new_markdown_cell(text) for text in markdown]
+    nbformat.write(notebook, path)
 
 
 def markdown(path: Path) -> str:
@@ -40,10 +49,22 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         '<img src="../models/picture.png" alt="a picture">',
     )
     write_notebook(tmp_path / "exercises" / "01_count.ipynb", "Back to [the lesson](../notebooks/01_count.ipynb).")
-    (tmp_path / "glossary.md").write_text("# Words", encoding="utf-8")
+    (tmp_path / "glossary.md").write_text("**bit**: see [one](notebooks/01_count.ipynb)\n", encoding="utf-8")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "picture.png").write_bytes(b"")
     return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The options of each JupyterLab that was started; none is. The variables that it would get are put back after the test."""
+    from jupyterlab import labapp
+
+    calls: list[list[str]] = []
+    monkeypatch.setattr(labapp, "main", calls.append)
+    for name in ("JUPYTER_CONFIG_PATH", "PYTHONPATH", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, "")
+    return calls
 
 
 def test_everything_is_copied_once(clone: Path) -> None:
@@ -57,7 +78,8 @@ def test_everything_is_copied_once(clone: Path) -> None:
 def test_what_the_learner_wrote_is_never_overwritten(clone: Path) -> None:
     lab.copy_missing(clone)
     mine = clone / "my_work" / "notebooks" / "01_count.ipynb"
-    write_notebook(mine, "my own words")
+    rewrite(mine, "my own words")
+    assert lab.copy_missing(clone) == ([], [])
     write_notebook(clone / "notebooks" / "01_count.ipynb", "a newer lesson")
     lab.copy_missing(clone)
     assert markdown(mine) == "my own words"
@@ -69,9 +91,29 @@ def test_a_newer_version_is_reported_until_it_is_taken(clone: Path) -> None:
     for _ in range(2):
         copied, newer = lab.copy_missing(clone)
         assert copied == [] and [notebook.title for notebook in newer] == ["lesson 01"]
-    assert "make fresh LESSON=01" in lab.report(copied, newer)
+    assert "A newer version" in lab.report(copied, newer) and "make fresh LESSON=01" in lab.report(copied, newer)
     lab.fresh("01", clone)
     assert lab.copy_missing(clone) == ([], [])
+
+
+def test_a_newer_version_is_reported_though_all_but_the_copies_was_deleted(clone: Path) -> None:
+    lab.copy_missing(clone)
+    for path in (clone / "my_work").iterdir():
+        if path.is_file():
+            path.unlink()
+    write_notebook(clone / "notebooks" / "01_count.ipynb", "a newer lesson")
+    assert [notebook.title for notebook in lab.copy_missing(clone)[1]] == ["lesson 01"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"metadata": []}', '{"metadata": {}, "cells": []}', "\xff"])
+def test_a_copy_that_does_not_say_its_version_is_reported_and_kept(clone: Path, text: str) -> None:
+    lab.copy_missing(clone)
+    mine = clone / "my_work" / "notebooks" / "01_count.ipynb"
+    mine.write_text(text, encoding="latin-1")
+    copied, newer = lab.copy_missing(clone)
+    assert copied == [] and [notebook.title for notebook in newer] == ["lesson 01"]
+    assert "doesn't say which version" in lab.report(copied, newer) and "make fresh LESSON=01" in lab.report(copied, newer)
+    assert mine.read_text(encoding="latin-1") == text
 
 
 def test_fresh_sets_each_copy_aside_under_its_own_name(clone: Path) -> None:
@@ -99,10 +141,11 @@ def test_fresh_of_a_lesson_never_opened_copies_it(clone: Path) -> None:
     assert (clone / "my_work" / "notebooks" / "00_start_here.ipynb").is_file()
 
 
-@pytest.mark.parametrize("lesson", ["07", "", "seven", "1x"])
+@pytest.mark.parametrize("lesson", ["07", "", " ", "seven", "1x", "01_cuont", "1_count_", "01_start_here"])
 def test_a_lesson_that_does_not_exist_gets_the_list_of_those_that_do(clone: Path, lesson: str) -> None:
-    with pytest.raises(lab.LabError, match="00, 01"):
+    with pytest.raises(lab.LabError, match="00_start_here, 01_count:"):
         lab.fresh(lesson, clone)
+    assert not (clone / "my_work").exists()
 
 
 def test_a_clone_without_lessons_says_so(tmp_path: Path) -> None:
@@ -113,7 +156,7 @@ def test_a_clone_without_lessons_says_so(tmp_path: Path) -> None:
 def test_links_are_the_same_places_seen_from_the_copy(clone: Path) -> None:
     lab.copy_missing(clone)
     text = markdown(clone / "my_work" / "notebooks" / "01_count.ipynb")
-    assert "[term](../../glossary.md#bit)" in text
+    assert "[term](../glossary.md#bit)" in text
     assert "[your turn](../exercises/01_count.ipynb)" in text
     assert "(https://example.org/../x)" in text
     assert 'src="../../models/picture.png"' in text
@@ -123,12 +166,13 @@ def test_links_are_the_same_places_seen_from_the_copy(clone: Path) -> None:
 def test_links_of_the_small_course_resolve_wherever_the_copies_are(clone: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.setenv("COURSE_WORK", str(clone / place))
     copied, _ = lab.copy_missing(clone)
+    lab.refresh_glossary(clone)
     checked = [target for notebook in copied for path in (notebook.path, notebook.copy) for target in assert_links_resolve(path)]
     assert len(checked) == 2 * 5
 
 
 def assert_links_resolve(path: Path) -> list[str]:
-    links = RELATIVE_LINK.findall(markdown(path))
+    links = RELATIVE_LINK.findall(markdown(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8"))
     broken = [link for link in links if not (path.parent / link).exists()]
     assert broken == [], f"{path} has broken links"
     return links
@@ -138,10 +182,40 @@ def assert_links_resolve(path: Path) -> list[str]:
 def test_links_of_the_real_course_resolve_from_both_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setenv("COURSE_WORK", str(tmp_path))
     lab.copy_missing()
+    lab.refresh_glossary()
     notebooks = [notebook for notebook in lab.shipped() if notebook.path.parent.name == folder]
     assert notebooks
     for notebook in notebooks:
         assert len(assert_links_resolve(notebook.path)) == len(assert_links_resolve(notebook.copy))
+
+
+def test_no_chain_of_links_leads_from_a_copy_to_a_notebook_of_the_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """JupyterLab saves whatever notebook is open and run: one of the clone would then differ from what git has."""
+    work = tmp_path / "course" / "my_work"
+    for name in lab.FOLDERS + ("models", lab.GLOSSARY, "claims.yml"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, work.parent / name)
+    monkeypatch.setenv("COURSE_WORK", str(work))
+    ahead = [notebook.copy for notebook in lab.copy_missing(work.parent)[0]]
+    lab.refresh_glossary(work.parent)
+    seen: set[Path] = set()
+    while ahead:
+        page = ahead.pop()
+        if page not in seen and page.suffix in (".ipynb", ".md"):
+            assert page.suffix == ".md" or page.is_relative_to(work), page
+            ahead += [Path(os.path.normpath(page.parent / link)) for link in assert_links_resolve(page)]
+        seen.add(page)
+    assert {work / lab.GLOSSARY, work.parent / "models" / "abacus" / "README.md"} <= seen
+
+
+def test_the_glossary_follows_the_clone_and_an_edited_one_is_set_aside(clone: Path) -> None:
+    mine = clone / "my_work" / "glossary.md"
+    assert lab.refresh_glossary(clone) is None and mine.read_bytes() == (clone / "glossary.md").read_bytes()
+    assert lab.refresh_glossary(clone) is None
+    mine.write_text("my own words", encoding="utf-8")
+    aside = lab.refresh_glossary(clone)
+    assert aside is not None and aside.read_text(encoding="utf-8") == "my own words"
+    assert str(mine) in lab.report([], [], aside) and aside.name in lab.report([], [], aside)
+    assert lab.refresh_glossary(clone) is None and len(list((clone / "my_work").iterdir())) == 2
 
 
 def test_a_copy_is_the_shipped_notebook_but_for_its_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,16 +227,6 @@ def test_a_copy_is_the_shipped_notebook_but_for_its_links(tmp_path: Path, monkey
             if mine.cell_type == "markdown":
                 mine.source = copied.source
         assert ours == theirs
-
-
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"notebooks/01_count.ipynb": 7}'])
-def test_a_damaged_record_loses_no_copy(clone: Path, damage: str) -> None:
-    lab.copy_missing(clone)
-    mine = clone / "my_work" / "notebooks" / "01_count.ipynb"
-    write_notebook(mine, "my own words")
-    (clone / "my_work" / lab.RECORD).write_text(damage, encoding="utf-8")
-    lab.copy_missing(clone)
-    assert markdown(mine) == "my own words"
 
 
 def test_a_disk_that_fills_up_at_any_moment_loses_nothing(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +257,7 @@ def test_a_disk_that_fills_up_at_any_moment_loses_nothing(clone: Path, monkeypat
             monkeypatch.setattr(os, "fsync", real)
         assert "my own words" in [markdown(path) for path in folder.glob("01_count*.ipynb")]
         assert list(clone.rglob("*.part")) == []
-    assert failures == 4  # a lesson and its exercise, each with a note in the record
+    assert failures == 2  # a lesson and its exercise
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of a file")
@@ -231,7 +295,7 @@ def test_the_command_copies_then_has_nothing_to_say(tmp_path: Path) -> None:
     first, second = run("--copy-only", work=tmp_path), run("--copy-only", work=tmp_path)
     assert (first.returncode, second.returncode) == (0, 0)
     assert str(tmp_path) in first.stdout and second.stdout == ""
-    assert set(json.loads((tmp_path / lab.RECORD).read_text(encoding="utf-8"))) == {notebook.key for notebook in lab.shipped()}
+    assert (tmp_path / lab.GLOSSARY).is_file()
 
 
 def test_the_command_takes_a_fresh_lesson_and_refuses_an_unknown_one(tmp_path: Path) -> None:
@@ -242,15 +306,14 @@ def test_the_command_takes_a_fresh_lesson_and_refuses_an_unknown_one(tmp_path: P
     assert refused.returncode == 1 and refused.stdout == "" and refused.stderr.count("\n") == 1
 
 
-def test_jupyterlab_opens_the_first_lesson_and_asks_nothing(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jupyterlab_opens_the_first_lesson_and_asks_nothing(
+    clone: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from jupyterlab import labapp
 
-    calls: list[list[str]] = []
-    monkeypatch.setattr(labapp, "main", calls.append)
-    monkeypatch.setenv("COURSE_WORK", str(clone / "my_work"))
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(clone))
     assert lab.main(["--no-browser", "--", "--port=9999"]) == 0
-    assert calls == [
+    assert started == [
         [
             f"--ServerApp.root_dir={(clone / 'my_work').resolve()}",
             "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
@@ -265,16 +328,47 @@ def test_jupyterlab_opens_the_first_lesson_and_asks_nothing(clone: Path, monkeyp
 
 
 @pytest.mark.parametrize("work", ["my_work", "elsewhere/my work"])
-def test_the_clone_is_the_root_where_the_copies_are_in_it(monkeypatch: pytest.MonkeyPatch, work: str) -> None:
-    from jupyterlab import labapp
-
-    calls: list[list[str]] = []
-    monkeypatch.setattr(labapp, "main", calls.append)
+def test_the_clone_is_the_root_where_the_copies_are_in_it(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
     monkeypatch.setenv("COURSE_WORK", str(ROOT / work))
-    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "")
     lab.open_jupyterlab([])
     start = f"--LabApp.default_url=/lab/tree/{quote(work)}/notebooks/00_start_here.ipynb"
-    assert calls == [[f"--ServerApp.root_dir={ROOT}", start]]
+    assert started == [[f"--ServerApp.root_dir={ROOT}", start]]
+
+
+def test_what_the_kernels_inherit(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner's own modules are still found, after those of the clone; what transformers logs is what the lessons show."""
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    lab.open_jupyterlab([])
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/mine"]
+    assert "TRANSFORMERS_VERBOSITY" not in os.environ
+
+
+def test_a_renamed_clone_uses_its_own_code(tmp_path: Path) -> None:
+    """The package that is installed for this Python is in another folder, as it is after a clone was renamed or copied."""
+    renamed = tmp_path / "renamed"
+    for name in ("course_utils", *lab.FOLDERS):
+        shutil.copytree(ROOT / name, renamed / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / lab.GLOSSARY, renamed)
+    kernel = "import course_utils; print(course_utils.ROOT, course_utils.work_folder())"
+    program = (
+        "import subprocess, sys; from jupyterlab import labapp; from course_utils import lab; "
+        f"labapp.main = lambda options: subprocess.run([sys.executable, '-c', {kernel!r}], cwd='my_work/notebooks'); lab.main([])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("COURSE_WORK", "PYTHONPATH")}
+    done = subprocess.run([sys.executable, "-c", program], cwd=renamed, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert done.stdout.splitlines()[-1:] == [f"{renamed.resolve()} {renamed.resolve() / 'my_work'}"], done.stderr
+
+
+@pytest.mark.parametrize(("named", "folder"), [("rel", ROOT / "rel"), ("~/mine", Path.home() / "mine"), ("", ROOT / "my_work")])
+def test_the_work_folder_is_the_same_wherever_a_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, folder: Path
+) -> None:
+    monkeypatch.setenv("COURSE_WORK", named)
+    monkeypatch.chdir(tmp_path)
+    assert work_folder() == folder
 
 
 def test_starting_needs_nothing_heavy() -> None:

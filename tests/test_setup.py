@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -172,17 +173,90 @@ def test_the_size_of_the_download_is_said_before_it_starts(bare: Path) -> None:
     assert "--extra-index-url" not in done.stdout and "--extra-index-url" in make(bare, "-n", "lab", "TORCH=cpu").stdout
 
 
+def pretend_python(path: Path, program: str) -> Path:
+    """A Python at ``path`` that notes its arguments in ``asked``, obeys ``-c`` after ``program``, and does nothing else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = f"import sys\nopen({str(path.parent / 'asked')!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
+    path.write_text(f"#!{sys.executable}\n{note}{program}\nif sys.argv[1] == '-c':\n    exec(sys.argv[2])\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+OLD = "sys.version_info = (3, 8, 19)\nsys.version = '3.8.19 (old)'"
+
+
+@pytest.fixture
+def installs(bare: Path) -> Callable[..., tuple[str, str]]:
+    """Set up in ``bare``, where .venv has a CPU-only torch of today's version; what make printed, and the last installation by pip."""
+    versions = {"torch": f"{PINS['torch']}+cpu"}
+    pretend_python(bare / ".venv" / "bin" / "python", f"import importlib.metadata\nimportlib.metadata.version = {versions}.get")
+
+    def run(torch: str, *words: str) -> tuple[str, str]:
+        constraints = re.sub("^torch==.*", f"torch=={torch}", read("constraints.txt"), flags=re.MULTILINE)
+        (bare / "constraints.txt").write_text(constraints, encoding="utf-8")
+        (bare / ".venv" / "installed").unlink(missing_ok=True)
+        done = make(bare, ".venv/installed", f"PYTHON={sys.executable}", *words)
+        assert done.returncode == 0, done.stderr
+        asked = (bare / ".venv" / "bin" / "asked").read_text(encoding="utf-8").splitlines()
+        return done.stdout, [line for line in asked if "pip install" in line][-1]
+
+    return run
+
+
+@needs_make
+def test_the_size_is_said_whenever_torch_will_be_downloaded(installs: Callable[..., tuple[str, str]]) -> None:
+    assert "2.9 GB" not in installs(PINS["torch"])[0]
+    assert "2.9 GB" in installs("9.9.0")[0]
+    assert "2.9 GB" not in installs(PINS["torch"])[0]
+
+
+@needs_make
+def test_cpu_only_wheels_are_remembered(installs: Callable[..., tuple[str, str]]) -> None:
+    """But they are only taken where they were asked for: a Linux without them may have no way to PyTorch's own server."""
+    assert "--extra-index-url" not in installs("9.9.0")[1]
+    assert "--extra-index-url" in installs(PINS["torch"], "TORCH=cpu")[1]
+    printed, installation = installs("9.9.0")
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in installation
+    assert "0.4 GB" in printed and "2.9 GB" not in printed
+    assert "--extra-index-url" not in installs("9.9.0", "TORCH=")[1]
+    assert "--extra-index-url" not in installs("9.9.0")[1]
+
+
 @needs_make
 def test_a_python_that_is_too_old_is_told_what_to_do(bare: Path) -> None:
-    old = bare / "old_python"
-    pretence = "import sys\nsys.version_info = (3, 8, 19)\nsys.version = '3.8.19 (old)'\nexec(sys.argv[2])\n"
-    old.write_text(f"#!{sys.executable}\n{pretence}", encoding="utf-8")
-    old.chmod(0o755)
+    old = pretend_python(bare / "old" / "python", OLD)
     done = make(bare, "lab", f"PYTHON={old}")
     assert done.returncode != 0 and "3.8.19" in done.stderr and "make lab PYTHON=" in done.stderr
     assert not (bare / ".venv").exists()
     oldest = PROJECT["requires-python"].removeprefix(">=")
     assert f"({oldest.replace('.', ', ')})" in MAKEFILE and f"Python {oldest} " in MAKEFILE
+
+
+@needs_make
+def test_an_environment_of_a_python_that_is_too_old_is_told_what_to_do(bare: Path) -> None:
+    old = pretend_python(bare / ".venv" / "bin" / "python", OLD)
+    done = make(bare, "lab", f"PYTHON={sys.executable}")
+    assert done.returncode != 0 and "3.8.19" in done.stderr and "Delete" in done.stderr and ".venv" in done.stderr
+    assert "install" not in old.with_name("asked").read_text(encoding="utf-8")
+
+
+def other_python(version: str) -> str | None:
+    """A Python ``version`` of this machine, if there is one: pyenv's, or the one that is found by its name."""
+    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
+    found = [*map(str, versions.glob(f"{version}.*/bin/python")), *filter(None, [shutil.which(f"python{version}")])]
+    return next((python for python in found if subprocess.run([python, "--version"], capture_output=True).returncode == 0), None)
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.7"])
+def test_a_python_that_cannot_read_the_doctor_gets_one_sentence(version: str) -> None:
+    """From 3.8 on the doctor gives the advice itself."""
+    python = other_python(version)
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    done = subprocess.run([python, "-B", "-m", "course_utils.doctor"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert f"Python {oldest} or newer" in done.stderr and f"Python {version}." in done.stderr and "python.org" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("bash") is None or sys.platform == "win32", reason="there is no bash here")

@@ -19,7 +19,7 @@ import nbformat
 from markdown_it import MarkdownIt
 from nbformat import NotebookNode
 
-from course_utils.lab import moved_links
+from course_utils.lab import FOLDERS, GLOSSARY, moved_links
 from tools.build import NOT_A_NOTEBOOK, difference
 from tools.convert import CHECK, BuildError, Project, code_cells, notebooks_of, regions, text_of, with_marks
 
@@ -153,14 +153,14 @@ def link_problems(project: Project, path: Path, text: str) -> Iterator[str]:
             yield f"picture without alternative text: {src}"
     if path.parent in (project.root / "notebooks", project.root / "exercises"):
         copies = project.root / "my_work" / path.parent.name
-        for target in broken_links(project.root, copies, moved_links(text, path.parent, copies)):
+        for target in broken_links(project.root, copies, moved_links(text, path.parent, copies, (*FOLDERS, GLOSSARY))):
             yield f"broken link in a learner's copy: {target}"
 
 
 def broken_links(root: Path, folder: Path, text: str) -> Iterator[str]:
     """The relative links in a Markdown text in ``folder`` that lead to no file of the repository, or to no heading of a Markdown file.
 
-    A link into ``my_work/`` is good if the notebook is there that will be copied to its place.
+    A link into ``my_work/`` is good if the notebook, or the glossary, is there that will be copied to its place.
     """
     for target in re.findall(r"""\b(?:href|src)=["']([^"']*)["']""", MarkdownIt("commonmark").enable("table").render(text)):
         where, _, anchor = unquote(target).partition("#")
@@ -171,7 +171,7 @@ def broken_links(root: Path, folder: Path, text: str) -> Iterator[str]:
         destination = Path(os.path.normpath(folder / where))
         if destination.is_relative_to(root / "my_work"):
             destination = root / destination.relative_to(root / "my_work")
-            copied = destination.suffix == ".ipynb"
+            copied = destination.suffix == ".ipynb" or destination == root / GLOSSARY
         else:
             copied = True
         if not (copied and destination.exists() and destination.is_relative_to(root)):

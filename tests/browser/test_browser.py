@@ -3,7 +3,8 @@
     make test-browser
 
 A headless Chromium of the system, driven by Playwright, opens the page that JupyterLab would open, runs the first lesson from the menu,
-follows its link to an exercise, types a wrong and then a right answer, and looks at every lesson. What it saw is kept in ``screenshots/``.
+follows its link to an exercise, types a wrong and then a right answer, follows the links of the glossary, and looks at every lesson.
+What it saw is kept in ``screenshots/``.
 """
 
 from __future__ import annotations
@@ -133,6 +134,14 @@ def notebook(page: Page, name: str) -> Locator:
     return panel
 
 
+def visit(page: Page, work: Path, lesson: str) -> Locator:
+    """The learner's copy of a lesson, opened by its address."""
+    page.wait_for_url("http://**/lab/**")
+    base = page.url.split("/lab/")[0]
+    page.goto(f"{base}/lab/tree/{work.relative_to(ROOT).as_posix()}/notebooks/{lesson}.ipynb")
+    return notebook(page, lesson)
+
+
 def choose(page: Page, menu: str, item: str) -> None:
     """Click an item of a menu."""
     page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{menu}$")).click()
@@ -238,11 +247,20 @@ def test_an_exercise_tells_a_wrong_answer_from_a_right_one(page: Page, work: Pat
     assert errors(saved(page, path)) == []
 
 
+def test_the_glossary_leads_to_the_learners_own_lessons(page: Page, work: Path) -> None:
+    """Not to those of the clone, which JupyterLab would change when it saves."""
+    visit(page, work, LESSON).locator('a[href*="glossary.md"]').first.click()
+    page.locator('.jp-MarkdownViewer a[href*="02_round_to_a_grid.ipynb"]').first.click()
+    notebook(page, "02_round_to_a_grid")
+    mine, shipped = (folder / "notebooks" / "02_round_to_a_grid.ipynb" for folder in (work, ROOT))
+    before = mine.stat().st_mtime_ns, shipped.stat().st_mtime_ns
+    saved(page, mine)
+    assert mine.stat().st_mtime_ns > before[0] and shipped.stat().st_mtime_ns == before[1]
+
+
 @pytest.mark.parametrize("lesson", [notebook.path.stem for notebook in lab.shipped() if notebook.path.parent.name == "notebooks"])
 def test_a_lesson_as_it_is_stored_looks_right(page: Page, work: Path, lesson: str) -> None:
-    base = page.url.split("/lab/")[0]
-    page.goto(f"{base}/lab/tree/{work.relative_to(ROOT).as_posix()}/notebooks/{lesson}.ipynb")
-    panel = notebook(page, lesson)
+    panel = visit(page, work, lesson)
     pages = panel.locator(".jp-WindowedPanel-outer")
     for number in range(1, 100):
         photograph(page, f"{lesson}_{number:02d}")
