@@ -26,10 +26,17 @@ SOURCES = [path for path in PROJECT.sources() if path.parent.name == "exercises"
 each_exercise = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 
 
-@pytest.fixture(autouse=True)
-def own_programs_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """nbgrader starts ``alembic`` by name: it has to be the one beside this Python, also where the environment is not activated."""
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+@pytest.fixture(scope="module")
+def empty_gradebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gradebook's file with nothing in it, made once: for a new one nbgrader starts ``alembic``, which takes seconds.
+
+    It starts it by name: that has to be the one beside this Python, also where the environment is not activated.
+    """
+    file = tmp_path_factory.mktemp("gradebook") / "gradebook.db"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        Gradebook(f"sqlite:///{file}").close()
+    return file
 
 
 def exercise_of(source: Path) -> nbformat.NotebookNode:
@@ -49,8 +56,9 @@ def marked(source: Path) -> nbformat.NotebookNode:
     return finished(notebook, text)
 
 
-def course(folder: Path, name: str, notebook: nbformat.NotebookNode, config: Config) -> NbGraderAPI:
+def course(folder: Path, gradebook: Path, name: str, notebook: nbformat.NotebookNode, config: Config) -> NbGraderAPI:
     """An nbgrader course in ``folder`` with one assignment, ``week``, made of one notebook, that is released."""
+    shutil.copy(gradebook, folder / "gradebook.db")
     (folder / "source/week").mkdir(parents=True)
     nbformat.write(notebook, folder / "source/week" / f"{name}.ipynb")
     config.CourseDirectory.root = str(folder)
@@ -88,9 +96,9 @@ def test_nbgrader_finds_the_metadata_valid(source: Path) -> None:
 
 
 @each_exercise
-def test_nbgrader_releases_the_exercise_that_we_ship(source: Path, tmp_path: Path) -> None:
+def test_nbgrader_releases_the_exercise_that_we_ship(source: Path, tmp_path: Path, empty_gradebook: Path) -> None:
     """The same cells and the same metadata; only in place of our stubs it has its own."""
-    api = course(tmp_path, source.stem, marked(source), Config())
+    api = course(tmp_path, empty_gradebook, source.stem, marked(source), Config())
     released = nbformat.read(tmp_path / "release/week" / f"{source.stem}.ipynb", as_version=4)
     ours, solved = exercise_of(source), marked(source)
     its_stub = ClearSolutions().code_stub["python"]
@@ -106,14 +114,16 @@ def test_nbgrader_releases_the_exercise_that_we_ship(source: Path, tmp_path: Pat
 
 
 @each_exercise
-def test_nbgrader_gives_no_points_unsolved_and_all_points_solved(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nbgrader_gives_no_points_unsolved_and_all_points_solved(
+    source: Path, tmp_path: Path, empty_gradebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the graded form a check that is not passed raises: nbgrader gives full marks to a test cell that does not.
 
     What is released is the exercise as we ship it, so nbgrader must not clear it again: in a cell without marks it clears everything.
     """
     config = Config()
     config.ClearSolutions.enabled = False
-    api = course(tmp_path, source.stem, exercise_of(source), config)
+    api = course(tmp_path, empty_gradebook, source.stem, exercise_of(source), config)
     released = nbformat.read(tmp_path / "release/week" / f"{source.stem}.ipynb", as_version=4)
     assert [cell.source for cell in released.cells] == [cell.source for cell in exercise_of(source).cells]
     for student, folder in (("unsolved", "exercises"), ("solved", "solutions")):
