@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import re
 import subprocess
 import sys
@@ -106,7 +107,9 @@ def expect_failure(code: str, text: str, lines: int = 1, seconds: float = 300) -
     ZeroDivisionError: division by zero
     """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=seconds)
+    # From Python 3.13 on tracebacks have colours where FORCE_COLOR is set, as Jupyter sets it for its kernels.
+    plain = os.environ | {"PYTHON_COLORS": "0"}
+    done = subprocess.run(command, env=plain, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=seconds)
     said = [line for line in without_places(done.stderr).splitlines() if line.strip()]
     if done.returncode == 0 or text not in done.stderr:
         end = "\n".join(said[-3:]) or "nothing on stderr"

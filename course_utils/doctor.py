@@ -426,7 +426,8 @@ class LibraryTrial:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "course_utils.doctor", "--probe"],
             cwd=str(ROOT),
-            env=dict(os.environ, HF_HUB_OFFLINE="1"),  # importing bitsandbytes may ask the Hub for a kernel
+            # Importing bitsandbytes may ask the Hub for a kernel; last words on stderr may be in colours.
+            env=dict(os.environ, HF_HUB_OFFLINE="1", PYTHON_COLORS="0"),
             stdin=subprocess.DEVNULL,
             stdout=self.out,
             stderr=self.err,

@@ -290,7 +290,8 @@ def load_peak(load: str, setup: str = "", timeout: float = 600) -> LoadPeak:
     program = "from course_utils.memory import _watch_load; _watch_load()"
     done = subprocess.run(
         [sys.executable, "-c", program], input=json.dumps({"setup": setup, "load": load}), cwd=ROOT, timeout=timeout,
-        env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072"}, capture_output=True, encoding="utf-8", errors="replace",
+        env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072", "PYTHON_COLORS": "0"},
+        capture_output=True, encoding="utf-8", errors="replace",
     )  # fmt: skip
     if done.returncode != 0:
         last_line = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]

@@ -91,7 +91,8 @@ def test_places_of_this_machine_are_left_out_and_nothing_else(text, left):
     assert without_places(text) == (text if left is None else left)
 
 
-def test_a_process_that_fails_shows_its_last_lines(capsys):
+def test_a_process_that_fails_shows_its_last_lines(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter's kernels have it: from Python 3.13 on tracebacks are coloured then
     expect_failure("print('first'); raise ValueError('one\\ntwo')", "two", lines=2)
     assert capsys.readouterr().out == "first\nValueError: one\ntwo\n"
 
