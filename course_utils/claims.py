@@ -217,6 +217,6 @@ def table(lesson: str | None = None, verdict: str | None = None) -> str:
         rows,
         headers=("row", "verdict", "what is claimed", "what was found"),
         tablefmt="simple_grid",
-        maxcolwidths=[None, 14, 38, 50],
+        maxcolwidths=[None, 14, 28, 38],
         disable_numparse=True,
     )

@@ -163,7 +163,7 @@ def find_error(text: str, at_most: int = 3) -> str:
             "None of the errors of this lesson is like yours. Read its last line, and the last line of your own code above it; "
             "then compare your versions with those it is reported for."
         )
-    return tabulate(rows[:at_most], headers=["entry", "error", "raised under transformers"])
+    return tabulate(rows[:at_most], headers=["entry", "error", "raised under transformers"], maxcolwidths=[None, 34, 26])
 
 
 def likeness(wanted: frozenset[str], error: KnownError) -> tuple[float, float]:
@@ -255,7 +255,7 @@ def history(program: str) -> str:
         run, installed = runs[program], records()["environments"][name]["versions"]
         came = run["outcome"]
         if "error" in run:
-            came = first_words(whole_text(run), 96)
+            came = first_words(whole_text(run), 72)
         if came == "nothing raised" and run.get("printed"):
             came = f"nothing raised; printed {run['printed'].strip()}"
         if run["outcome"] == "out of reach":
@@ -276,6 +276,6 @@ def first_words(text: str, length: int) -> str:
 
 
 def table() -> str:
-    """Every error of lesson 11 with the releases of transformers under which it was raised."""
-    rows = [[error.entry, first_words(error.text, 70), versions(error)] for error in known_errors()]
+    """Every error of lesson 11, with the number of its entry and the releases of transformers under which it was raised."""
+    rows = [[error.entry.partition(".")[0], first_words(error.text, 76), versions(error)] for error in known_errors()]
     return tabulate(rows, headers=["entry", "error", "raised under transformers"])

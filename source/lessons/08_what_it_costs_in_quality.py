@@ -728,7 +728,7 @@ rows = [
     [f"x {times}", f"{weight:.1%}", f"{logits:.1%}", f"{logits / weight:.1f}", f"{margin:.1f}", *(f"{wrong[kind]:.1f}" for kind in hit)]
     for times, (weight, logits, margin, wrong) in dial.items()
 ]
-headers = ["nf4's error", "weights off", "logits off", "ratio", "margins, on average by", *(f"wrong {kind}, %" for kind in hit)]
+headers = ["nf4's error", "weights off", "logits off", "ratio", "margins by", *(f"wrong {kind}, %" for kind in hit)]
 print(tabulate(rows, headers, disable_numparse=True))
 
 # %%

@@ -48,7 +48,7 @@ print(len(all_runs()), "sets of versions, with transformers", ", ".join(dict.fro
 print(table())
 
 # %% [markdown]
-# The last column says under which releases of transformers it came, of those in the first line that were tried; a span such as "4.38 to 4.57"
+# The numbers are those of the entries below. The last column says under which releases of transformers it came, of those in the first line that were tried; a span such as "4.38 to 4.57"
 # means those of them. A release in brackets has the text in its source, but the program did not get as far.
 #
 # **A release that is missing may raise it all the same.** The machine had no GPU, so from 4.30 to 4.45 most programs stopped while loading. From

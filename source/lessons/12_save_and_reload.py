@@ -949,7 +949,7 @@ rows = []
 for record in records.values():
     run = record.get("runs", {}).get("saved")
     if run is not None and record["versions"]["bitsandbytes"]:
-        said = shorten(run["error"]["message"], 60) if "error" in run else "saved"
+        said = shorten(run["error"]["message"], 48) if "error" in run else "saved"
         lines = [f"{line['file'].split('/')[-1]}, {line['line']}" for line in run.get("in_source", [])]
         of_older = record["runs"].get("saved_with_an_older_bitsandbytes", {}).get("in_source")
         refusal = lines[0] if lines else "for an older bitsandbytes" if of_older else "none"
