@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -311,6 +312,25 @@ def test_a_cell_that_fails_is_named_and_nothing_of_its_source_is_written(
     assert "half(10) / 0" in message
     after = contents(project)
     assert {name for name in NOTEBOOKS if after[name] != before[name]} == {"notebooks/02_next.ipynb"}
+
+
+def test_a_kernel_takes_no_port_that_another_process_could_take_first(project: Project) -> None:
+    text = "# %%\nimport json\nfrom ipykernel.connect import get_connection_info\n\njson.loads(get_connection_info())['transport']\n"
+    (project.root / "source/lessons/01_small.py").write_text(text, encoding="utf-8")
+    build(project, ["01_small"])
+    built = nbformat.read(project.root / "notebooks/01_small.ipynb", as_version=4)
+    assert built.cells[0].outputs[0].data["text/plain"] == ("'ipc'" if os.name == "posix" else "'tcp'")
+
+
+def test_a_kernel_that_does_not_start_is_said(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel specification that comes before the right one names a program that only fails."""
+    folder = tmp_path / "broken/kernels/python3"
+    folder.mkdir(parents=True)
+    failing = {"argv": [sys.executable, "-c", "raise SystemExit(1)", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(failing), encoding="utf-8")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "broken"))
+    with pytest.raises(BuildError, match="source/lessons/01_small.py: its kernel did not start: Kernel died"):
+        build(project, ["01_small"], force=True)
 
 
 def test_a_cell_that_prints_a_path_of_this_machine_is_refused(project: Project) -> None:

@@ -18,7 +18,7 @@ from traitlets.config import Config
 
 from course_utils import ROOT
 from course_utils.questions import ExplanationQuestion, Question
-from tools.build import kernel_environment
+from tools.build import kernel_environment, kernel_sockets
 from tools.convert import Project, add_nbgrader_metadata, finished, replace_regions, with_marks
 
 PROJECT = Project()
@@ -65,6 +65,7 @@ def course(folder: Path, gradebook: Path, name: str, notebook: nbformat.Notebook
     config.CourseDirectory.db_url = f"sqlite:///{folder / 'gradebook.db'}"
     config.Exchange.root = str(folder / "exchange")
     config.Execute.timeout = 300
+    config.merge(kernel_sockets(folder))
     api = NbGraderAPI(config=config)
     released = api.generate_assignment("week")
     assert released["success"], released

@@ -31,14 +31,20 @@ def name(path: Path) -> str:
 
 
 def run_nbval(notebook: Path, folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
-    """Run nbval in ``mode`` (``--nbval`` or ``--nbval-lax``) on the notebook as it lies in ``folder``."""
+    """Run nbval in ``mode`` (``--nbval`` or ``--nbval-lax``) on the notebook as it lies in ``folder``.
+
+    nbval's kernel uses TCP ports (see ``tools.build.kernel_sockets``): where it died before the first cell, a second one is started.
+    """
     environment = {key: value for key, value in kernel_environment(folder).items() if not key.startswith("PYTEST_")}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["-p", "nbval.plugin", "-p", "no:cacheprovider", "-q", "--color=no", "--rootdir", str(folder), mode, "--nbval-current-env"]
     command = [sys.executable, "-m", "pytest", *options, str(notebook)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", timeout=SECONDS
-    )
+    text = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
+    for _ in range(2):
+        done = subprocess.run(command, cwd=folder, env=environment, timeout=SECONDS, **text)
+        if "Kernel died before replying to kernel_info" not in done.stdout:
+            break
+    return done
 
 
 def files(*folders: Path) -> dict[Path, tuple[int, int]]:
@@ -99,6 +105,22 @@ def test_most_numbers_are_compared(notebook: Path) -> None:
     exempt = [cell for cell in printing if re.search("nbval.(ignore|skip)", f"{cell.metadata.get('tags')} {cell.source}", re.IGNORECASE)]
     assert all("hardware" in cell.metadata.get("tags", []) for cell in exempt)
     assert len(exempt) < len(printing) / 2
+
+
+@pytest.mark.parametrize(("failures", "status"), [(1, 0), (2, 1)])
+def test_a_kernel_that_dies_at_its_start_gets_one_more_chance(failures: int, status: int, tmp_path: Path) -> None:
+    """The kernel reads a configuration file at its start, and this one counts the starts and ends the first of them."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("2 + 2")])
+    nbformat.write(notebook, tmp_path / "short.ipynb")
+    profile = tmp_path / "ipython/profile_default"
+    profile.mkdir(parents=True)
+    starts = tmp_path / "starts"
+    starts.touch()
+    counting = f"import os, pathlib\nstarts = pathlib.Path({str(starts)!r})\nstarts.write_text(starts.read_text() + '.')\n"
+    ending = f"if len(starts.read_text()) <= {failures}:\n    os._exit(1)\n"
+    (profile / "ipython_kernel_config.py").write_text(counting + ending, encoding="utf-8")
+    assert run_nbval(tmp_path / "short.ipynb", tmp_path, "--nbval-lax").returncode == status
+    assert len(starts.read_text()) == min(failures + 1, 2)
 
 
 def first_printed_number(notebook: nbformat.NotebookNode) -> tuple[int, str]:

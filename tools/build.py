@@ -27,6 +27,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 from tools.convert import BuildError, Project, code_cells, digest_of_outputs, notebooks_of, quoted
 
@@ -73,6 +74,16 @@ def kernel_environment(folder: Path) -> dict[str, str]:
     }
 
 
+def kernel_sockets(folder: Path) -> Config:
+    """Let a kernel be spoken to through Unix sockets in ``folder``, where there are such.
+
+    A TCP port is chosen some time before the kernel takes it, so that of two kernels started at once, by two processes, one may find
+    its port taken and die (https://github.com/jupyter/jupyter_client/issues/487). A name of 100 characters is near the limit of macOS.
+    """
+    name = str(folder / "kernel")
+    return Config(KernelManager={"transport": "ipc", "ip": name}) if os.name == "posix" and len(name) < 100 else Config()
+
+
 def execute(notebook: NotebookNode, root: Path) -> None:
     """Run all cells in a fresh kernel, in a temporary folder; record counts 1..n and outputs in place. Raises ``BuildError``."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
@@ -86,6 +97,7 @@ def execute(notebook: NotebookNode, root: Path) -> None:
             record_timing=False,
             resources={"metadata": {"path": str(here)}},
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            config=kernel_sockets(Path(temporary)),
         )
         with client.setup_kernel(env=kernel_environment(Path(temporary)) | {"CUDA_VISIBLE_DEVICES": ""}):
             count = 0
@@ -166,6 +178,8 @@ def build_source(project: Project, source: Path, force: bool = False) -> list[Pa
                 execute(notebook, project.root)
             except BuildError as error:
                 raise BuildError(f"{project.name(source)}: {error}") from error
+            except RuntimeError as error:
+                raise BuildError(f"{project.name(source)}: its kernel did not start: {error}") from error
             keep_hardware_outputs(notebook, path)
     for path, notebook in changed.items():
         write(path, notebook)
