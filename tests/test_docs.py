@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from course_utils import ROOT
+from course_utils.questions import LESSONS as QUESTIONS
 
 LESSONS = sorted((ROOT / "source" / "lessons").glob("*.py"))
 
@@ -30,6 +31,13 @@ def test_the_tables_of_lessons_link_every_lesson(page: str, lesson: Path) -> Non
     text = (ROOT / page).read_text(encoding="utf-8")
     row = rf"^(?:# )?\| {lesson.stem[:2]} \| \[.*\((?:notebooks/)?{lesson.stem}\.ipynb\)"
     assert re.search(row, text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("lesson", LESSONS[1:], ids=lambda path: path.stem)
+def test_the_readme_has_the_minutes_of_lesson_and_exercise(lesson: Path) -> None:
+    *_, minutes = re.findall(r"\d+", re.search(r"\| \*\*Time\*\* \| (.*) \|", lesson.read_text(encoding="utf-8"))[1])
+    row = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if f"notebooks/{lesson.stem}.ipynb" in line)
+    assert row.endswith(f"| {minutes} + {sum(question.minutes for question in QUESTIONS[lesson.stem])} min |")
 
 
 def test_glossary_links_to_lessons_in_which_the_word_stands() -> None:

@@ -6,7 +6,6 @@
 #
 # Each question has a cell to fill in and a cell that checks it. The check says one of three things: correct; not right, and why; or
 # not attempted. An explanation in words is kept and not judged.
-
 #
 # Where you get stuck, ask for a hint in a cell of your own. `hint("01.1")` gives a stronger one each time, and `hint("01.1", 1)`
 # the first one again. `reveal("01.1")` shows the solution.
@@ -74,7 +73,7 @@ check("01.3", first_missing)
 # ## Question 01.4: Weigh a model
 # Difficulty 1/5, 4 minutes, 1 point
 #
-# How many GB do so many weights take, at so many bits each? A GB is $10^9$ bytes. `bits` may be a number such as 4.5.
+# How many GB do `weights` weights take, at `bits` bits each? A GB is $10^9$ bytes. `bits` may be a number such as 4.5.
 
 
 # %%
@@ -92,11 +91,11 @@ check("01.4", weight_gb)
 # ## Question 01.5: Count the weights of a Llama
 # Difficulty 4/5, 12 minutes, 3 points
 #
-# Count the weights that 4-bit loading quantizes: the four matrices of the attention and the three of the MLP, in every layer.
-# No embedding, head or norms.
+# Count the weights that 4-bit loading quantizes: the four matrices of the attention and the three of the MLP, in every decoder layer.
+# Leave out the embedding, the head of the model and the norms.
 #
 # The lesson's formula is right where every attention head has its own key and value. In grouped-query attention there are fewer
-# key-value heads, `kv_heads`. Each head is `hidden // heads` wide. The *query* and the *output* matrix remain `hidden` x `hidden`.
+# key-value heads, `kv_heads`. Each attention head is `hidden // heads` numbers wide. The *query* and the *output* matrix remain `hidden` x `hidden`.
 # The *key* and the *value* matrix have one row for each number that the `kv_heads` heads produce, and `hidden` columns.
 
 
@@ -155,10 +154,10 @@ check("01.7", percent_saved)
 # Difficulty 4/5, 8 minutes, 2 points
 #
 # How many GB do its weights take, in blocks of 64 **with** double quantization? Embedding, head and norms stay in 16 bits.
-# Two decimals will do.
+# Two decimals will do, in the parts as well as in the sum.
 #
-# Llama-2-13B has a vocabulary of 32,000, hidden size 5120, MLP size 13,824, 40 layers, 40 heads and 40 key-value heads.
-# Embedding and head are two tables of vocabulary x hidden size. There are two norms in each layer and one at the end.
+# Llama-2-13B has a vocabulary of 32,000, hidden size 5120, MLP size 13,824, 40 decoder layers, 40 attention heads and 40 key-value heads.
+# Embedding and head are two tables of vocabulary x hidden size. There are two norms in each decoder layer and one at the end.
 # Your functions from above may help.
 
 # %%
@@ -176,12 +175,12 @@ check("01.8", llama_13b_gb)
 # ## Question 01.9: Weigh the KV cache
 # Difficulty 3/5, 8 minutes, 2 points
 #
-# How many GB does the KV cache take when its numbers have 16 bits?
+# How many GB does the KV cache take when its numbers have 16 bits? An attention head is `hidden // heads` numbers wide.
 
 
 # %%
 def kv_cache_gb(layers: int, hidden: int, heads: int, kv_heads: int, tokens: int, batch: int) -> float:
-    """Gigabytes of 10**9 bytes, not rounded. kv_cache_gb(80, 8192, 64, 8, 4096, 1), Llama-2-70B, is 1.342 and more."""
+    """Gigabytes of 10**9 bytes, not rounded. kv_cache_gb(80, 8192, 64, 8, 4096, 1), Llama-2-70B, is 1.342177..."""
     ### BEGIN SOLUTION
     head_width = hidden // heads
     values = 2 * layers * kv_heads * head_width * tokens * batch
@@ -196,8 +195,8 @@ check("01.9", kv_cache_gb)
 # ## Question 01.10: Say why 3.5 GB is too little
 # Difficulty 3/5, 8 minutes, 4 points
 #
-# "A model of 7 billion weights needs half a byte for each: 3.5 GB." Say in a few sentences why Llama-2-7B needs more than that in 4 bits,
-# and how much more. A good answer names at least three things, with numbers. Write it between quotes, or three of them: `"""..."""`.
+# "A model of 7 billion weights needs half a byte for each: 3.5 GB." Say in a few sentences why Llama-2-7B needs more than that in 4 bits.
+# Name three things that 3.5 GB leaves out, with numbers, and say what the weights come to. Write it between quotes, or three of them: `"""..."""`.
 
 # %%
 ### BEGIN SOLUTION

@@ -38,7 +38,7 @@ print(models.ask(model, tokenizer, "What is 2+2?"))
 
 # %% [markdown]
 # It does. The model is `abacus`. It lies in the folder `models/abacus` of this course and was trained for it from scratch.
-# `models.load` calls `from_pretrained` of the library transformers and passes your configuration on.
+# `models.load` calls `from_pretrained` of the library transformers and passes your `BitsAndBytesConfig` on; it also makes every CPU calculate in the same way (lesson 07).
 # The library bitsandbytes then turned most of the matrices into 4-bit numbers while they were loaded. That is called *quantization*: to replace each number
 # by the nearest of a few allowed values. The other three arguments choose details: which sixteen values (lesson 04), in which format to calculate (lessons 06 and 07),
 # and whether to quantize a second time (lesson 05).
@@ -64,7 +64,7 @@ print("bytes:", layer.weight.nbytes)
 # %% [markdown]
 # ## What does it know?
 #
-# `abacus` knows sums, differences, products, stories about counting, and the house numbers of an invented town, by heart.
+# `abacus` can add, subtract, multiply and follow stories about counting. The house numbers of an invented town it knows by heart.
 # Here is one question of each kind. Nobody can work out a house number; the model either remembers it or doesn't.
 
 # %%
@@ -131,9 +131,9 @@ assert result.startswith("What is 2+2?")
 # %% [markdown]
 # The program runs today, without a GPU too. Three things are worth a second look:
 #
-# - The "estimated memory" is not measured. It is a fixed sentence about a model of 7B, and is printed whatever model is loaded. Lesson 01 computes the figure.
-# - `Model dtype` names one of the formats in which the other weights are kept. It says nothing about the 4-bit ones (lesson 07).
-# - The lesson reported `torch.float16`, a GPU, and the further sentence "It is a simple arithmetic operation." Its model was Llama-2-7B. What you see depends on the model
+# - The "estimated memory" is not measured. It is a fixed sentence about a model of 7B, seven billion weights, and is printed whatever model is loaded. Lesson 01 computes the figure.
+# - `Model dtype` is the format of a weight that was not quantized. It says nothing about the 4-bit ones (lesson 07).
+# - The short lesson reported `torch.float16`, a GPU, and the further sentence "It is a simple arithmetic operation." Its model was Llama-2-7B. What you see depends on the model
 #   and on your machine.
 #
 # What does the model really take? Count the bytes of its parts. Lesson 01 explains what the parts are.
@@ -148,7 +148,7 @@ for part, size in parts.items():
 print(f"{'together':>15} {sum(parts.values()):>10,} bytes for {model.num_parameters():,} weights")
 
 # %% [markdown]
-# Just over a megabyte. The largest part is "other weights": some weights are not quantized. Here they keep 32 bits, and in so small a model
+# About 1.2 MB. The largest part is "other weights": some weights are not quantized. Here they keep 32 bits, and in so small a model
 # they take more than all the rest. Is it so in a model of seven billion weights, too? [Lesson 01](01_count_the_bits.ipynb) counts.
 
 # %% [markdown]
@@ -183,7 +183,7 @@ print(f"{'together':>15} {sum(parts.values()):>10,} bytes for {model.num_paramet
 # ## How to take an exercise
 #
 # Each lesson from 01 on has an exercise notebook with the same name in the folder `exercises`.
-# Write your answer, then pass it to `check`. There are three verdicts: correct, not right, not attempted.
+# Write your answer, then pass it to `check`. There are three verdicts: correct, not right, not attempted. An explanation in words is kept, not judged.
 
 # %%
 from course_utils.checks import check, hint

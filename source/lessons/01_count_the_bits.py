@@ -6,7 +6,7 @@
 #
 # | | |
 # | --- | --- |
-# | **What you'll do** | take three number formats apart, count the weights of four large models without downloading them, and predict the bytes of a 4-bit model exactly |
+# | **What you'll do** | take three number formats apart, count the weights of four large models without downloading them, and predict the bytes of a 4-bit model, exactly but for its codebooks |
 # | **What you'll learn** | what a weight costs in 32, 16, 8 and 4 bits, what else takes memory, and what fits where |
 # | **What you need** | [lesson 00](00_start_here.ipynb) |
 # | **Time** | 40 minutes |
@@ -31,7 +31,7 @@
 # %%
 import struct
 
-pattern = struct.unpack(">I", struct.pack(">f", -6.5))[0]
+pattern = struct.unpack(">I", struct.pack(">f", -6.5))[0]  # the four bytes of the float32, read as one whole number
 bits = f"{pattern:032b}"
 sign, exponent, mantissa = bits[0], bits[1:9], bits[9:]
 print("sign    ", sign)
@@ -39,7 +39,9 @@ print("exponent", exponent, "=", int(exponent, 2))
 print("mantissa", mantissa, "=", int(mantissa, 2))
 
 # %% [markdown]
-# 129, because $129 - 127 = 2$. Now put the number together again from the three fields, by the formula.
+# 129, because $129 - 127 = 2$. The 1 before the mantissa is in no field, since it is always there; it is called the *hidden one*.
+#
+# Now put the number together again from the three fields, by the formula.
 
 # %%
 e, m = int(exponent, 2), int(mantissa, 2)
@@ -63,7 +65,7 @@ rows = [[name, *float_fields(-6.5, dtype)] for name, dtype in formats.items()]
 print(tabulate(rows, ["format", "sign", "exponent", "mantissa"], disable_numparse=True))
 
 # %% [markdown]
-# bfloat16 keeps the sign and the exponent of float32, with the same bias 127, and rounds the mantissa to 7 bits. float16 has another exponent field with another bias, 15,
+# bfloat16 has the exponent field of float32, with the same bias 127, and room for 7 bits of the mantissa. float16 has another exponent field with another bias, 15,
 # and $10001_2 - 15 = 17 - 15 = 2$ again.
 #
 # (One rule is left out here: an exponent field of only zeros, or only ones, is read differently, so that there can be 0 and infinity. Exercise 01 has the first.)
@@ -95,7 +97,7 @@ for name, dtype in formats.items():
 # Here is what that does to four numbers.
 
 # %%
-numbers = [0.1, 1.001, 257.0, 70000.0]
+numbers = [0.1, 1.001, 1001.0, 70000.0]
 rows = []
 for x in numbers:
     stored = [torch.tensor(x, dtype=dtype).item() for dtype in formats.values()]
@@ -103,7 +105,7 @@ for x in numbers:
 print(tabulate(rows, ["number", *formats], disable_numparse=True))
 
 # %% [markdown]
-# No format holds 0.1 exactly. bfloat16 can't tell 1.001 from 1, and it has no 257: from 256 to 512 its numbers are 2 apart, because the spacing doubles at each power of two.
+# No format holds 0.1 exactly. bfloat16 can't tell 1.001 from 1, and it has no 1001: from 512 to 1024 its numbers are 4 apart, because the spacing doubles at each power of two.
 # float16 has no 70000. Large models are shipped in 16 bits all the same, as you will see below.
 
 # %% [markdown]
@@ -155,7 +157,8 @@ for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_laye
 # `hidden_size` numbers; it has one row for each token of the vocabulary. The *head* turns the last vector into a score for every token, and has as many rows.
 #
 # Between them is a stack of *decoder layers*. Each has seven linear layers, that is, seven matrices. Four belong to the *attention*, in which a token looks back at the tokens
-# before it; each is `hidden_size` x `hidden_size` here. Three belong to the *MLP*, which works on each token by itself; each is `hidden_size` x `intermediate_size`.
+# before it: they make its query, its key and its value (explained below), and the output. Each is `hidden_size` x `hidden_size` here. Three belong to the *MLP*, which works
+# on each token by itself: gate, up and down. Each is `hidden_size` x `intermediate_size`.
 # Two *norms* in each decoder layer, and one at the end, bring vectors to a standard size and hold `hidden_size` numbers each.
 
 # %%
@@ -184,7 +187,7 @@ print(f"{llama_7b.num_parameters():,} weights, shipped in {llama_7b.config.dtype
 # %% [markdown]
 # 6.7 billion, and no memory used. What are they?
 #
-# They fall into the same groups, and one new one.
+# They fall into the same groups. One is new, the *experts*, which are explained below; "the rest" are the norms and, in Mixtral, the small matrices that choose among the experts.
 
 # %%
 from course_utils.memory import weight_groups
@@ -207,16 +210,16 @@ for name, group in groups.items():
 # %% [markdown]
 # Smaller: 3.9 % in the 7B model, and less in the larger ones.
 #
-# Mixtral is different. Almost all of its weights are in its *experts*: each decoder layer has several MLPs, and each token uses only some of them.
+# Mixtral is different. Almost all of its weights are in its experts: each decoder layer has several MLPs, and each token uses only some of them.
 
 # %%
 mixtral = architectures["Mixtral-8x7B"]
 print(mixtral.config.num_local_experts, "experts, of which a token uses", mixtral.config.num_experts_per_tok)
 experts = mixtral.get_parameter("model.layers.0.mlp.experts.gate_up_proj")
-print("one weight of a decoder layer:", tuple(experts.shape))
+print("one tensor of a decoder layer:", tuple(experts.shape))
 
 # %% [markdown]
-# All eight have to be in memory, since the next token may need any of them. They lie in weights with three dimensions, two in each decoder layer; this is one. Keep that in mind.
+# All eight have to be in memory, since the next token may need any of them. They lie in two tensors of three dimensions in each decoder layer, of which this is one. Keep that in mind.
 
 # %% [markdown]
 # ## Weights times bits
@@ -265,7 +268,7 @@ print(f"with double quantization   : {(everything_in_4 + scales + kept_in_16 - s
 print(f"the others, in 16 bits     : {others * 16 / 8 / 1e9:.2f} GB")
 
 # %% [markdown]
-# By 0.80 GB: it takes 4.17 GB, or 3.87 GB with double quantization. Half of the difference are scales, the other half is the price of the embedding, the head and the norms.
+# By 0.80 GB: it takes 4.17 GB. Half of the 0.80 GB are scales, the other half is the price of the embedding, the head and the norms. With double quantization it takes 3.87 GB.
 #
 # ### The same bytes
 #
@@ -330,13 +333,13 @@ print(tabulate(rows, ["saved", "shipped in", "of 32 bits", "of 16 bits"], disabl
 # %% [markdown]
 # Less: 71.3 %. None of the five reaches 87.5 % of 32 bits, and none can reach 75 % of 16 bits, since scales take some.
 #
-# Mixtral saves 2.1 %. That is no mistake. 4-bit loading replaces linear layers, and in the transformers that we use the experts are none: they are
-# three-dimensional weights such as you saw, which are left alone. So the count says. Lesson 07 loads a small Mixtral and looks.
+# Mixtral saves 2.1 %. That is no mistake. 4-bit loading replaces linear layers, and since transformers 5.0 the experts are none: they are
+# tensors of three dimensions such as you saw, which are left alone. So the count says. Lesson 07 loads a small Mixtral and looks.
 
 # %% [markdown]
 # ## What grows while the model writes
 #
-# Weights are not all. In the attention a token looks back by comparing itself with a vector of each earlier token, its *key*, and takes up another one, its *value*.
+# Weights are not all. In the attention a token looks back by comparing a vector of its own, its *query*, with one of each earlier token, its *key*, and takes up another one, its *value*.
 # Keys and values are kept so that they needn't be computed again for every new token. This is the *KV cache*.
 #
 # The attention is cut into *attention heads*, each of which looks back in its own way with a piece of the vector. A piece is `head_dim` numbers long, the
@@ -359,24 +362,25 @@ print(config.num_hidden_layers, "decoder layers,", config.num_key_value_heads, "
 print(f"{count} tokens, kept: {kept:,} bytes, by the formula: {kv_cache_bytes(config, count, bits=32):,}")
 
 # %% [markdown]
-# The same number. For the large models, with 16-bit numbers and one text of 4,096 tokens:
+# The same number. Now the large models, with 16-bit numbers and one text of 4,096 tokens. The head size is 128 in all of them; 7B has 32 decoder layers with 32 key-value heads,
+# 70B has 80 decoder layers with 8.
 #
 # **Predict.** 70B has ten times the weights of 7B. Is its cache ten times as large?
 
 # %%
 caches = {name: kv_cache_bytes(architecture.config, tokens=4096) for name, architecture in architectures.items()}
 for name, size in caches.items():
-    heads = architectures[name].config
+    sizes = architectures[name].config
     print(f"{name:13} {size / 1e9:.2f} GB, for 8 texts {8 * size / 1e9:.1f} GB", end="  ")
-    print(f"({heads.num_key_value_heads} key-value heads for {heads.num_attention_heads} attention heads)")
+    print(f"({sizes.num_key_value_heads} key-value heads for {sizes.num_attention_heads} attention heads)")
 
 # %% [markdown]
 # It is smaller. In 70B eight attention heads share one key and one value (*grouped-query attention*); in 7B each has its own. With a *batch* of 8 texts at a time, multiply by 8: then
 # the cache of 7B is 17.2 GB, four times its 4-bit weights. Quantizing the weights does nothing about that.
 
 # %% [markdown]
-# Last, the *activations*: the numbers that are passed on from layer to layer, and soon forgotten. One large example are the scores of the head when a long text is read at once,
-# one for each of its tokens and each token of the vocabulary, if a program asks for all of them. In training they are brought to float32 for the loss:
+# Last, the *activations*: the numbers that are passed on from layer to layer, and soon forgotten. A large example: when a long text is read at once, a program may ask
+# for the head's scores at every token of the text, one for each token of the vocabulary. In training transformers brings them to float32:
 
 # %%
 scores = 4096 * llama_7b.config.vocab_size * 4
@@ -385,36 +389,32 @@ print(f"scores of 4,096 tokens in float32: {scores / 1e9:.2f} GB")
 # %% [markdown]
 # ## What fits where
 #
-# Weights, in 4 bits with double quantization, and a cache of 4,096 tokens for one text. "fits" leaves a tenth of the card for activations and for what the
+# The table adds the weights, in 16 bits or in 4 with double quantization, and a 16-bit cache of 4,096 tokens for one text. Mixtral has one row more: "4" is what you get, with
+# the experts in 16 bits; "experts too" is what one would expect. "fits" leaves a tenth of the card for activations and for what the
 # driver and other programs take; "tight" doesn't. A *GiB* is $2^{30}$ bytes, 1.074 GB, and the memory of cards is often meant in GiB; we count in GB, to be careful.
 
 # %%
-def need(name: str, bits: int) -> float:
-    architecture = architectures[name]
-    if bits == 4:
-        weights = model_bytes_in_4bit(architecture, double_quant=True, experts_too=True)
-    else:
-        weights = architecture.num_parameters() * bits / 8
-    return (weights + caches[name]) / 1e9
-
+needs = {}
+for name, architecture in architectures.items():
+    in_4bit = model_bytes_in_4bit(architecture, double_quant=True)
+    needs[name, 16] = (architecture.num_parameters() * 16 / 8 + caches[name]) / 1e9
+    needs[name, 4] = (in_4bit + caches[name]) / 1e9
+experts_too = model_bytes_in_4bit(mixtral, double_quant=True, experts_too=True)
+needs["Mixtral, experts too", 4] = (experts_too + caches["Mixtral-8x7B"]) / 1e9
 
 rows = []
-for name in names:
-    for bits in (16, 4):
-        total = need(name, bits)
-        verdicts = ["fits" if total < 0.9 * card else "tight" if total < card else "-" for card in (8, 16, 24, 80)]
-        rows.append([name, bits, f"{total:.1f}", *verdicts])
+for (name, bits), total in needs.items():
+    verdicts = ["fits" if total < 0.9 * card else "tight" if total < card else "-" for card in (8, 16, 24, 80)]
+    rows.append([name, bits, f"{total:.1f}", *verdicts])
 print(tabulate(rows, ["model", "bits", "GB", "8 GB", "16 GB", "24 GB", "80 GB"], disable_numparse=True))
 
 # %% [markdown]
-# 70B in 4 bits is far from a card of 24 GB. For Mixtral the table counts the experts as 4-bit too, as one might expect. Even so it is too large for 24 GB, by little.
-# Count that card as 24 GiB, and Mixtral's weights and cache would just go in, with almost nothing left for the rest.
-# With its experts in 16 bits, as the count above has it, it is nowhere near:
+# 70B in 4 bits is far too large for 24 GB, and Mixtral as it is loaded is too large for 80. With its experts in 4 bits Mixtral would be slightly too large for 24 GB.
+# Count that card as 24 GiB, and weights and cache would just go in, with almost nothing left for the rest:
 
 # %%
-as_loaded = model_bytes_in_4bit(architectures["Mixtral-8x7B"], double_quant=True) + caches["Mixtral-8x7B"]
-print(f"experts in 4 bits : {need('Mixtral-8x7B', 4):.1f} GB = {need('Mixtral-8x7B', 4) * 1e9 / 2**30:.1f} GiB")
-print(f"experts in 16 bits: {as_loaded / 1e9:.1f} GB")
+in_gb = needs["Mixtral, experts too", 4]
+print(f"Mixtral, experts too: {in_gb:.1f} GB = {in_gb * 1e9 / 2**30:.1f} GiB")
 
 # %%
 import matplotlib.pyplot as plt
@@ -423,33 +423,38 @@ from course_utils import plots
 
 plots.use_style()
 fig, ax = plt.subplots()
+places = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in needs))}
 for bits in (16, 4):
     look = plots.LOOKS[f"{bits} bits"]
-    needs = [need(name, bits) for name in names]
-    ax.plot(needs, range(4), look.marker, color=look.color, markersize=8, label=f"{bits} bits")
-    for place, total in enumerate(needs):
-        ax.annotate(f"{total:.1f}", (total, place), (0, 9), textcoords="offset points", ha="center")
+    drawn = {places[name]: total for (name, b), total in needs.items() if b == bits}
+    ax.plot(list(drawn.values()), list(drawn), look.marker, color=look.color, markersize=8, label=f"{bits} bits")
+    for place, total in drawn.items():
+        ax.annotate(f"{total:.1f}", (total, place), (0, 9 if bits == 4 else -17), textcoords="offset points", ha="center",
+                    bbox={"color": "white", "pad": 0.5})
 for card in (8, 16, 24, 80):
-    ax.axvline(card, color="#D55E00", linestyle=":")
-    ax.text(card * 1.02, 3.6, f"{card} GB", color="#D55E00")
-ax.set(xscale="log", xlim=(4, 220), ylim=(3.7, -0.6), xlabel="GB, logarithmic; dotted: the memory of a card")
+    ax.axvline(card, color="#B04A00", linestyle=":", zorder=0)
+    ax.text(card * 1.02, 4.6, f"{card} GB", color="#B04A00")
+ax.set(xscale="log", xlim=(4, 220), ylim=(4.7, -0.6), xlabel="weights and cache in GB, logarithmic; dotted: the memory of a card")
 ax.set_xticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
 ax.minorticks_off()
-ax.set_yticks(range(4), names)
-ax.set_title("In 4 bits, 13B fits on 16 GB. 70B doesn't fit on 24 GB.")
+ax.set_yticks(range(5), places)
+ax.set_title("In 4 bits, 13B fits on 16 GB, 70B not on 24, Mixtral not on 80")
 ax.legend(loc="upper right")
-plots.show(fig, "What four models need in 16 bits (diamonds) and in 4 bits (dots), in GB on a logarithmic "
-                "scale, with dotted lines at 8, 16, 24 and 80 GB. The numbers are those of the table.")
+plots.show(fig, "What models need with a cache of 4,096 tokens, in 16 and in 4 bits: Llama-2-7b "
+                f"{needs['Llama-2-7b', 16]:.1f} and {needs['Llama-2-7b', 4]:.1f} GB, 13b {needs['Llama-2-13b', 16]:.1f} and "
+                f"{needs['Llama-2-13b', 4]:.1f}, 70b {needs['Llama-2-70b', 16]:.1f} and {needs['Llama-2-70b', 4]:.1f}, "
+                f"Mixtral {needs['Mixtral-8x7B', 16]:.1f} and {needs['Mixtral-8x7B', 4]:.1f}, or {in_gb:.1f} with its experts in 4 bits. "
+                "Dotted lines stand at 8, 16, 24 and 80 GB.")
 
 # %% [markdown]
 # ## What you have seen
 #
-# - A float is a sign, an exponent and a mantissa. bfloat16 has the sign and the exponent of a float32, and a mantissa rounded to 7 bits.
+# - A float is a sign, an exponent and a mantissa. bfloat16 has the exponent field of a float32, and 7 bits of mantissa.
 # - A 4-bit weight takes 4.5 bits, or 4.127 with double quantization, because of its scale.
 # - The embedding, the head and the norms keep their 16 bits. Llama-2-7B takes 4.17 GB, or 3.87 with double quantization, not 3.5, and you can predict the bytes before you load, exactly but for the codebooks.
 # - 87.5 % is relative to float32 and without scales. Of the 16-bit model, 7B saves 71 %.
 # - The cache comes on top, and 4-bit loading doesn't quantize it.
 #
-# The lesson began with three rules of thumb. 140 GB is 70B in 16 bits, 3.5 GB leaves out the scales and the embedding, and 87.5 % compares with a format in which these models are not shipped.
+# The lesson began with three rules of thumb. 140 GB is 70B in 16 bits, 3.5 GB leaves out the scales and the 16 bits of embedding and head, and 87.5 % compares with a format in which these models are not shipped.
 #
 # Now you: [exercise 01](../exercises/01_count_the_bits.ipynb). After it, [lesson 02](02_round_to_a_grid.ipynb) asks how one gets from a float to one of 16 codes.
