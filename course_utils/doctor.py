@@ -515,7 +515,7 @@ def judge_library(name: str, result: dict[str, Any] | None, earlier: str) -> Fin
 
 
 def read_memory() -> tuple[int, int] | None:
-    """Bytes of memory, free and in total; inside a container those of the container. None if the system doesn't say."""
+    """Bytes of memory, free and in total; those of the container where one is limited by cgroup v2. None if the system doesn't say."""
     try:
         import psutil
 

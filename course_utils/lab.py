@@ -34,7 +34,7 @@ GLOSSARY = "glossary.md"
 """The page that lessons lead to and that leads back to lessons. It is copied too, again after each update."""
 
 SETTINGS = Path(__file__).parent / "jupyter"
-"""JupyterLab looks for its settings here too, after the learner's own."""
+"""JupyterLab looks for its settings here first, and then among the learner's own."""
 
 LINK = re.compile(r"""(\]\(|^\[[^\]\n]+\]:[ \t]*|\b(?:href|src)=["'])(\.\./[^)\s"'#]*)""", re.MULTILINE)
 """A relative link that leaves the folder, in Markdown or HTML: what stands before its path, and the path."""
@@ -139,7 +139,8 @@ def take(notebook: Shipped) -> Path | None:
 def put(copy: Path, text: str) -> Path | None:
     """Write ``text`` to the file ``copy`` in the learner's folder; return where an earlier file of that name was set aside.
 
-    The new file is complete on the disk before the earlier one is touched, so a full disk loses nothing.
+    The new file is complete on the disk before the earlier one is touched, so a full disk loses nothing. Raises `LabError` where it
+    cannot be written.
     """
     aside = None
     try:
@@ -203,7 +204,8 @@ def with_moved_links(text: str, notebook: Shipped) -> str:
 def moved_links(markdown: str, old: Path, new: Path, copied: tuple[str, ...] = FOLDERS) -> str:
     """``markdown`` with every link that leaves the folder ``old`` rewritten for the folder ``new``; but not the links to what was copied.
 
-    ``old`` and ``new`` stand in two folders; ``copied`` are the names that are found in both.
+    ``old`` and ``new`` stand in two folders; ``copied`` are the names that are found in both. From one drive of Windows to another there
+    is no relative link: there it becomes an absolute one.
 
     >>> clone = Path("/course")
     >>> moved_links("a [card](../models/abacus/README.md#size)", clone / "notebooks", clone / "my_work" / "notebooks")
@@ -217,7 +219,9 @@ def moved_links(markdown: str, old: Path, new: Path, copied: tuple[str, ...] = F
         if path.split("/")[1] in copied:
             return link[0]
         target = os.path.normpath(old / path)
-        return before + Path(os.path.relpath(target, new)).as_posix() + ("/" if path.endswith("/") else "")
+        with contextlib.suppress(ValueError):
+            target = os.path.relpath(target, new)
+        return before + Path(target).as_posix() + ("/" if path.endswith("/") else "")
 
     return LINK.sub(move, markdown)
 
@@ -259,7 +263,8 @@ def open_jupyterlab(options: list[str]) -> None:
     os.environ.pop("TRANSFORMERS_VERBOSITY", None)
     work = work_folder().resolve()
     root = ROOT if work.is_relative_to(ROOT) else work
-    first = quote(shipped()[0].copy.resolve().relative_to(root).as_posix())
+    first_lesson = work / shipped()[0].copy.relative_to(work_folder())
+    first = quote(first_lesson.relative_to(root).as_posix())
     main([f"--ServerApp.root_dir={root}", f"--LabApp.default_url=/lab/tree/{first}", *options])
 
 

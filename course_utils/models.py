@@ -114,7 +114,7 @@ def name() -> str:
     COURSE_MODEL is a name on the Hub or a folder; a relative folder is taken from the clone, wherever the notebook runs.
     """
     chosen = os.environ.get("COURSE_MODEL") or str(ABACUS)
-    folder = ROOT / Path(chosen).expanduser()
+    folder = ROOT / os.path.expanduser(chosen)
     return str(folder) if folder.is_dir() else chosen
 
 
@@ -160,6 +160,9 @@ def architecture(model: str | Path) -> PreTrainedModel:
     Args:
         model: one of the shipped names (Llama-2-7b, Llama-2-13b, Llama-2-70b, Mixtral-8x7B), a folder, or a name on the Hub.
 
+    Raises:
+        CourseModelError: there is no such architecture, or it can't be fetched. The text says why, and the cure.
+
     >>> architecture("Llama-2-7b").num_parameters()
     6738415616
     """
@@ -177,7 +180,10 @@ def architecture(model: str | Path) -> PreTrainedModel:
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 48) -> str:
-    """Let the model go on from the question, taking the likeliest token each time. Returns question and answer as one text."""
+    """Let the model go on from the question, taking the likeliest token each time, until it ends or `max_new_tokens` are written.
+
+    Returns question and answer as one text.
+    """
     inputs = tokenizer(question, return_tensors="pt").to(model.device)
     tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
     return tokenizer.decode(tokens[0], skip_special_tokens=True)
@@ -187,7 +193,7 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: st
 
 
 def check_folder(source: str, wanted: Wanted = "weights") -> None:
-    """Say what is missing in a folder before a library trips over it. A name on the Hub passes."""
+    """Raise a `CourseModelError` that says what is missing in a folder, before a library trips over it. A name on the Hub passes."""
     folder = Path(source)
     if folder.is_file():
         raise CourseModelError(f"{source} is a file, and a model is a folder. Give the folder that holds it: {folder.parent}")
@@ -199,7 +205,11 @@ def check_folder(source: str, wanted: Wanted = "weights") -> None:
 
 
 def read_config(source: str) -> PreTrainedConfig:
-    """A model's config.json, if it is that of a causal language model. The course never runs code that comes with a model."""
+    """A model's config.json. The course never runs code that comes with a model.
+
+    Raises:
+        CourseModelError: transformers can't use it by itself, or it is not that of a causal language model.
+    """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except ValueError as error:
@@ -215,7 +225,7 @@ def read_config(source: str) -> PreTrainedConfig:
 
 
 def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, by transformers alone."""
+    """A model's tokenizer, by transformers alone. Raises `CourseModelError` where it needs more than that."""
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except ValueError as error:
@@ -254,9 +264,14 @@ def weight_bytes(config: PreTrainedConfig, quantization_config: Any = None, dtyp
 
 
 def check_memory(source: str, needed: int, in_4_bits: bool = False) -> None:
-    """Compare the bytes needed with those free on the GPU, where there is one, or else in the machine or its container."""
+    """Compare the bytes needed with those free on the GPU, where there is one, or else in the machine or its container.
+
+    Raises:
+        CourseModelError: the model doesn't fit.
+    """
     if torch.cuda.is_available():
-        free, where = torch.cuda.mem_get_info(0)[0], "on the GPU"
+        set_aside = torch.cuda.memory_reserved(0) - torch.cuda.memory_allocated(0)  # torch keeps what was freed, for its next tensors
+        free, where = torch.cuda.mem_get_info(0)[0] + set_aside, "on the GPU"
     elif (memory := read_memory()) is not None:
         free, where = memory[0], "in this machine's memory"
     else:
@@ -330,7 +345,7 @@ def out_of_reach(source: str) -> str:
     return (
         f"There is no folder {source} here, {cached} in the Hub's cache on this machine, and {why}. "
         f"{'Unset HF_HUB_OFFLINE' if offline else 'Connect to the network'} and load it again to fetch it, "
-        "or unset COURSE_MODEL to use abacus, which needs no network."
+        f"or {'unset COURSE_MODEL' if os.environ.get('COURSE_MODEL') else 'take models.ABACUS'} to use abacus, which needs no network."
     )
 
 

@@ -339,6 +339,21 @@ def test_a_cell_that_prints_a_path_of_this_machine_is_refused(project: Project) 
         build(project)
 
 
+def test_a_path_with_letters_beyond_ascii_is_refused_too(project: Project, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "José"
+    shutil.copytree(project.root, elsewhere)
+    replace(project, "source/lessons/02_next.py", "print(1)", f"print({str(elsewhere)!r})")
+    shutil.copy(project.root / "source/lessons/02_next.py", elsewhere / "source/lessons")
+    with pytest.raises(BuildError, match="path of this machine"):
+        build(Project(elsewhere, project.questions))
+
+
+def test_check_looks_at_everything(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["01", "--check"], project)
+    assert "name no lessons with it" in capsys.readouterr().err
+
+
 def test_a_lesson_that_does_not_exist(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["77"], project) == 1
     assert "77" in capsys.readouterr().err

@@ -162,6 +162,17 @@ def test_links_are_the_same_places_seen_from_the_copy(clone: Path) -> None:
     assert 'src="../../models/picture.png"' in text
 
 
+def test_a_link_to_another_drive_of_windows_is_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There ``os.path.relpath`` raises; here it is made to."""
+
+    def relpath(path: str, start: Path) -> str:
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    moved = lab.moved_links("[card](../models/abacus/README.md#size)", Path("/course/notebooks"), Path("/work/notebooks"))
+    assert moved == f"[card]({Path(os.path.normpath('/course/models/abacus/README.md')).as_posix()}#size)"
+
+
 @pytest.mark.parametrize("place", ["my_work", "elsewhere/deep/down"])
 def test_links_of_the_small_course_resolve_wherever_the_copies_are(clone: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.setenv("COURSE_WORK", str(clone / place))
@@ -335,6 +346,18 @@ def test_the_clone_is_the_root_where_the_copies_are_in_it(
     lab.open_jupyterlab([])
     start = f"--LabApp.default_url=/lab/tree/{quote(work)}/notebooks/00_start_here.ipynb"
     assert started == [[f"--ServerApp.root_dir={ROOT}", start]]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="on Windows a link to a folder needs special rights")
+def test_the_first_lesson_opens_where_the_learner_keeps_the_notebooks_elsewhere(
+    clone: Path, tmp_path: Path, started: list[list[str]]
+) -> None:
+    (clone / "my_work").mkdir(exist_ok=True)
+    elsewhere = tmp_path / "synchronized"
+    elsewhere.mkdir()
+    (clone / "my_work" / "notebooks").symlink_to(elsewhere, target_is_directory=True)
+    lab.open_jupyterlab([])
+    assert started[0][1] == "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb"
 
 
 def test_what_the_kernels_inherit(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

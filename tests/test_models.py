@@ -89,8 +89,9 @@ def test_course_model_as_a_relative_folder_is_found_from_any_place(tmp_path: Pat
     monkeypatch.setenv("COURSE_MODEL", "models/abacus")
     monkeypatch.chdir(tmp_path)
     assert Path(models.name()) == models.ABACUS
-    monkeypatch.setenv("COURSE_MODEL", "Qwen/Qwen2.5-0.5B-Instruct")
-    assert models.name() == "Qwen/Qwen2.5-0.5B-Instruct"
+    for other in ("Qwen/Qwen2.5-0.5B-Instruct", "~nobody/model"):
+        monkeypatch.setenv("COURSE_MODEL", other)
+        assert models.name() == other
     monkeypatch.delenv("COURSE_MODEL")
     assert Path(models.name()) == models.ABACUS
 
@@ -299,6 +300,16 @@ def test_too_large_for_the_memory_that_is_free(copy: Path) -> None:
         assert "GB are free" in text and "Load it in 4 bits" not in text and "Choose a smaller model" in text
 
 
+def test_what_torch_has_set_aside_on_a_gpu_is_free_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 GB are free on the card, and of the 5 GB that torch holds 4 are in no tensor."""
+    for name, value in (("is_available", True), ("mem_get_info", (3 * 10**9, 8 * 10**9)), ("memory_reserved", 5 * 10**9)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 10**9)
+    models.check_memory("a model", 7 * 10**9)
+    with pytest.raises(models.CourseModelError, match=r"need 7.1 GB, and 7.0 GB are free on the GPU"):
+        models.check_memory("a model", 7 * 10**9 + 10**8)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the model goes to the GPU")
 def test_too_large_for_the_container(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in {"memory.max": "100000", "memory.current": "60000", "memory.stat": "inactive_file 0"}.items():
@@ -422,7 +433,9 @@ def test_the_hub_answers_refuses_and_is_gone(tiny: Path, tmp_path: Path) -> None
     assert "town/other" in not_cached and f"{hub.url} can't be reached" in not_cached and "Connect to the network" in not_cached
     (cached, not_cached), _ = load_from(hub.url, tmp_path, ("town/tiny", None), ("town/other", None), HF_HUB_OFFLINE="1")
     assert cached == answer
-    assert "HF_HUB_OFFLINE" in not_cached and "Unset HF_HUB_OFFLINE" in not_cached
+    assert "HF_HUB_OFFLINE" in not_cached and "Unset HF_HUB_OFFLINE" in not_cached and "or take models.ABACUS" in not_cached
+    chosen = {"COURSE_MODEL": "town/other", "HF_HUB_OFFLINE": "1"}
+    assert "or unset COURSE_MODEL" in load_from(hub.url, tmp_path, (None, None), **chosen)[0][0]
 
 
 def test_what_was_not_fetched_to_the_end(tiny: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def execute(notebook: NotebookNode, root: Path) -> None:
                     raise BuildError(f"In [{count}] did not finish: {error}\n{quoted(cell.source)}") from error
                 cell.outputs = tidy(cell.outputs)
                 for path in local:
-                    if json.dumps(path)[1:-1] in json.dumps(cell.outputs, ensure_ascii=False):
+                    if json.dumps(path, ensure_ascii=False)[1:-1] in json.dumps(cell.outputs, ensure_ascii=False):
                         raise BuildError(f"In [{count}] prints {path}, which is a path of this machine only\n{quoted(cell.source)}")
     notebook.metadata["four_bits"]["outputs"] = digest_of_outputs(notebook)
 
@@ -224,6 +224,8 @@ def main(arguments: Sequence[str] | None = None, project: Project | None = None)
     action.add_argument("--check", action="store_true", help="execute nothing; name each difference between source and built")
     options = parser.parse_args(arguments)
     project = project or Project()
+    if options.check and options.lessons:
+        parser.error("--check looks at everything: name no lessons with it")
     if options.check:
         from tools.check import problems
 
