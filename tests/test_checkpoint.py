@@ -295,7 +295,16 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
         "single", in_tensors(lambda t: t.update({Q + STATE: t[Q + STATE][:30].clone()})), (Q + STATE, "model.safetensors", "valid JSON"),
     ),
     "quant_state of floats": (
-        "single", in_tensors(lambda t: t.update({Q + STATE: t[Q + STATE].float()})), (Q + STATE, "model.safetensors", "valid JSON"),
+        "single", in_tensors(lambda t: t.update({Q + STATE: t[Q + STATE].float()})), (Q + STATE, "model.safetensors", "float32"),
+    ),
+    "quant_state is one huge number": (
+        "single", in_tensors(lambda t: t.update({Q + STATE: torch.tensor(2**62)})), (Q + STATE, "model.safetensors", "()", "int64"),
+    ),
+    "quant_state in two dimensions": (
+        "single", in_tensors(lambda t: t.update({Q + STATE: t[Q + STATE][None].clone()})), (Q + STATE, "one row"),
+    ),
+    "quant_state far too long": (
+        "single", in_tensors(lambda t: t.update({Q + STATE: torch.full((5000,), 32, dtype=torch.uint8)})), (Q + STATE, "(5000,)", "4,096"),
     ),
     "quant_state is a list": (
         "single", in_tensors(lambda t: t.update({Q + STATE: torch.tensor([91, 93], dtype=torch.uint8)})), (Q + STATE, "a list"),
@@ -312,6 +321,15 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "wrong dtype": ("single", in_state(lambda state: state.update(dtype="float8")), (Q + STATE, "'dtype'", "float8")),
     "no shape": ("single", in_state(lambda state: state.update(shape=None)), (Q + STATE, "'shape'")),
     "wrong shape": ("single", in_state(lambda state: state.update(shape=[32, 128])), (Q, "model.safetensors", "(32, 128)", "(64, 64)")),
+    "shape of a size that torch can't hold": (
+        "single", in_state(lambda state: state.update(shape=[10**30, 1])), (Q + STATE, "'shape'", "2**63"),
+    ),
+    "shape of sizes whose product torch can't hold": (
+        "single", in_state(lambda state: state.update(shape=[2**32, 2**31])), (Q + STATE, "'shape'", "2**63"),
+    ),
+    "shape as large as torch can hold": ("single", in_state(lambda state: state.update(shape=[2**32, 2**31 - 1])), (Q, "(64, 64)")),
+    "offset too large for a float": ("nested", in_state(lambda state: state.update(nested_offset=10**400)), (Q + STATE, "'nested_offset'")),
+    "offset too large for float32": ("nested", in_state(lambda state: state.update(nested_offset=1e39)), (Q + STATE, "'nested_offset'")),
     "offset is NaN": ("nested", in_state(lambda state: state.update(nested_offset=float("nan"))), (Q + STATE, "'nested_offset'")),
     "half of the nested entries": ("nested", in_state(lambda state: state.pop("nested_blocksize")), (Q + STATE, "'nested_blocksize'")),
     "no absmax": ("single", in_tensors(lambda t: t.pop(Q + ".absmax")), (Q + ".absmax", "model.safetensors", "no absmax")),
@@ -354,6 +372,10 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "a bias missing": ("single", in_tensors(lambda t: t.pop(Q.replace("weight", "bias"))), ("q_proj.bias", "no file")),
     "a norm too long": ("single", in_tensors(lambda t: t.update({NORM: torch.ones(65)})), (NORM, "model.safetensors", "(65,)")),
     "a norm with NaN": ("single", in_tensors(lambda t: t[NORM][5].fill_(float("nan"))), (NORM, "model.safetensors", "1 of its 64")),
+    "a norm of whole numbers": ("single", in_tensors(lambda t: t.update({NORM: t[NORM].long()})), (NORM, "int64", "float32")),
+    "a norm in 8 bits": (
+        "single", in_tensors(lambda t: t.update({NORM: t[NORM].to(torch.float8_e4m3fn)})), (NORM, "float8_e4m3fn", "float32"),
+    ),
     "a norm and a scale swapped": (
         "single", in_tensors(swap("model.norm.weight", UP + ".absmax")), ("model.safetensors", "(64,)", "(192,)"),
     ),
@@ -378,6 +400,16 @@ def test_a_damaged_checkpoint_is_refused_in_a_sentence_that_names_it(label: str,
     for part in named:
         assert part in text, text
     assert "\n" not in text and len(text) < 520 and text.endswith("."), text
+
+
+@pytest.mark.parametrize("shape", [[10**30, 1], [2**62, 4], [2**63, 1], [2**63 - 1, 1]], ids=str)
+def test_a_weight_read_by_itself_is_refused_for_a_shape_that_no_memory_holds(
+    shape: list[int], saved: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(saved["single"], tmp_path / "bad")
+    in_state(lambda state: state.update(shape=shape))(folder)
+    with pytest.raises(CheckpointError, match=r"below 2\*\*63|asks for 4,611,686,018,427,387,904 bytes"):
+        read_quantized(open_checkpoint(folder), Q)
 
 
 def test_no_folder(tmp_path: Path) -> None:
@@ -477,17 +509,72 @@ def test_save_whole_does_not_replace_what_is_no_model(tiny: Path, tmp_path: Path
     assert (tmp_path / "letters/ada.txt").read_text(encoding="utf-8") == "Dear Ben"
 
 
-@pytest.mark.parametrize("where", ["save_pretrained", "rename", "second rename"])
+@pytest.mark.parametrize("beside", ["model.old", "model.unfinished"])
+def test_save_whole_loses_nothing_beside_the_folder(beside: str, tiny: Path, tmp_path: Path) -> None:
+    model, folder, mine = load_4bit(tiny), tmp_path / "model", tmp_path / beside / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine", encoding="utf-8")
+    if beside == "model.old":
+        save_whole(model, folder)
+    else:
+        with pytest.raises(CheckpointError, match=r"model\.unfinished holds something that is no saved model, .* move that away"):
+            save_whole(model, folder)
+        assert not folder.exists()
+    assert mine.read_text(encoding="utf-8") == "mine"
+
+
+def test_save_whole_doesn_t_take_a_model_that_somebody_keeps_for_its_own(tiny: Path, tmp_path: Path) -> None:
+    kept, new = load_4bit(tiny), load_4bit(tiny, nested=True)
+    save_whole(kept, tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / "model.old")
+    save_whole(new, tmp_path / "model")
+    assert torch.equal(logits(load_by_hand(tmp_path / "model.old")), logits(kept))
+
+
+def test_save_whole_refuses_the_name_of_a_draft(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"The name model\.unfinished is kept for"):
+        save_whole(load_4bit(tiny), tmp_path / "model.unfinished")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what", ["never in 4 bits", "dequantized", "config lost on the way", "weights lost on the way"])
+def test_save_whole_keeps_the_old_model_when_the_new_one_is_not_in_4_bits(
+    what: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = load_4bit(tiny), tmp_path / "model"
+    save_whole(model, folder)
+    due = logits(model)
+    if what == "never in 4 bits":
+        model = AutoModelForCausalLM.from_pretrained(tiny)
+    elif what == "dequantized":
+        model.dequantize(dtype=torch.float32)
+    else:
+        lose = in_json("config.json", lambda config: config.pop("quantization_config")) if "config" in what else cut("model.safetensors", 1)
+        save_pretrained = type(model).save_pretrained
+
+        def badly(self: PreTrainedModel, draft: Path, **arguments: object) -> None:
+            save_pretrained(self, draft, **arguments)
+            lose(draft)
+
+        monkeypatch.setattr(type(model), "save_pretrained", badly)
+    with pytest.raises(CheckpointError, match="4 bits|cut short"):
+        save_whole(model, folder)
+    assert torch.equal(logits(load_by_hand(folder)), due)
+    assert not (tmp_path / "model.unfinished").exists() or "on the way" in what
+
+
+@pytest.mark.parametrize("where", ["save_pretrained", "rename", "second rename", "killed before the second rename"])
 def test_an_interrupted_save_leaves_the_old_model(where: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new, folder = load_4bit(tiny), load_4bit(tiny, nested=True), tmp_path / "model"
     save_whole(old, folder)
     due, replace, calls = logits(old), os.replace, []
+    fails = {"rename": (1,), "second rename": (2,), "killed before the second rename": (2, 3)}  # the third would put the old one back
 
-    def interrupted(*arguments: object, **_: object) -> None:
+    def interrupted(*arguments: object) -> None:
         calls.append(arguments)
-        if where == "second rename" and len(calls) == 1:
-            return replace(*arguments)
-        raise KeyboardInterrupt
+        if len(calls) in fails[where]:
+            raise KeyboardInterrupt
+        replace(*arguments)
 
     if where == "save_pretrained":
         whole_save = type(new).save_pretrained
@@ -503,14 +590,25 @@ def test_an_interrupted_save_leaves_the_old_model(where: str, tiny: Path, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         save_whole(new, folder)
     monkeypatch.undo()
-    kept = folder if folder.exists() else tmp_path / "model.old"
-    assert kept.name == ("model.old" if where == "second rename" else "model")
+    kept = folder if folder.exists() else tmp_path / ("model" + checkpoint.REPLACED_SUFFIX)
+    assert (kept == folder) == ("killed" not in where)
     assert torch.equal(logits(load_by_hand(kept)), due)
     with pytest.raises(CheckpointError, match="a save that was not finished"):
         load_by_hand(tmp_path / "model.unfinished")
+    if "killed" in where:  # and somebody makes the folder anew, and the next save is interrupted too: the old model is still there
+        folder.mkdir()
+        monkeypatch.setattr(type(new), "save_pretrained", interrupted_at_once)
+        with pytest.raises(KeyboardInterrupt):
+            save_whole(new, folder)
+        monkeypatch.undo()
+        assert torch.equal(logits(load_by_hand(kept)), due)
     save_whole(new, folder)
     assert torch.equal(logits(load_by_hand(folder)), logits(new))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def interrupted_at_once(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_process_killed_while_saving_leaves_a_whole_model_or_none(tiny: Path, tmp_path: Path) -> None:
@@ -530,7 +628,7 @@ def test_a_process_killed_while_saving_leaves_a_whole_model_or_none(tiny: Path, 
     time.sleep(random.uniform(0.05, 0.15))
     process.kill()
     process.wait()
-    load_by_hand(folder if folder.exists() else tmp_path / "model.old")
+    load_by_hand(folder if folder.exists() else tmp_path / ("model" + checkpoint.REPLACED_SUFFIX))
 
 
 # --- Adapters: alone, and merged ---
