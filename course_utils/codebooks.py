@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 # --- int4: evenly spaced ---
@@ -140,11 +140,27 @@ class Codebook:
 
     Attributes:
         name: ``nf4``, ``fp4``, ``int4``, or ``own`` for a learner's own.
-        values: the value of each code, float32.
+        values: the value of each code, float32 on the CPU.
+
+    Raises:
+        TypeError: values is no tensor.
+        ValueError: values has another dtype, shape or device, or is not finite. `resolve_codebook` makes a codebook of other numbers.
     """
 
     name: str
-    values: Float[Tensor, " 16"]
+    values: Float32[Tensor, " 16"]
+
+    def __post_init__(self) -> None:
+        values = self.values
+        if not isinstance(values, Tensor):
+            raise TypeError(f"values is a {type(values).__name__}; it must be a torch.Tensor.")
+        if values.dtype != torch.float32 or values.shape != (16,) or values.device.type != "cpu":
+            raise ValueError(
+                f"values has dtype {values.dtype} and the shape {tuple(values.shape)} on device {values.device}; "
+                "a codebook needs torch.float32 and (16,) on cpu."
+            )
+        if not torch.isfinite(values).all():
+            raise ValueError("values has NaN or infinities; all must be finite: a weight read back from one that isn't would be no number.")
 
     def codes_in_order(self) -> UInt8[Tensor, " 16"]:
         """The sixteen codes in the order of their values, the smallest value first. Of FP4's two zeros, code 0 comes first.
@@ -165,9 +181,9 @@ class Codebook:
 
 
 CODEBOOKS = {
-    "nf4": Codebook("nf4", torch.tensor(nf4_values())),
-    "fp4": Codebook("fp4", torch.tensor([fp4_value(code) for code in range(16)])),
-    "int4": Codebook("int4", torch.tensor([int4_value(code) for code in range(16)])),
+    "nf4": Codebook("nf4", torch.tensor(nf4_values(), device="cpu")),
+    "fp4": Codebook("fp4", torch.tensor([fp4_value(code) for code in range(16)], device="cpu")),
+    "int4": Codebook("int4", torch.tensor([int4_value(code) for code in range(16)], device="cpu")),
 }
 """The codebooks that have a name."""
 

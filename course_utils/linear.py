@@ -31,12 +31,14 @@ class MultiplyByQuantized(torch.autograd.Function):
     def forward(
         ctx: Any, x: Float[Tensor, "... in_features"], weight: Quantized4bit, bias: Float[Tensor, " out_features"] | None
     ) -> Float[Tensor, "... out_features"]:
+        """The product, in the dtype of x and bias. For the way back, the four bits are hung on ``ctx``."""
         ctx.weight = weight
         return F.linear(x, weight.dequantize(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, "... out_features"]) -> tuple[Tensor | None, None, Tensor | None]:
+        """From the gradient of the output those of x, of the weight (none) and of the bias; None too for what needs no gradient."""
         needs_x, _, needs_bias = ctx.needs_input_grad
         grad_x = grad @ ctx.weight.dequantize(grad.dtype) if needs_x else None
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(dim=0) if needs_bias else None
@@ -95,8 +97,16 @@ class HandLinear4bit(nn.Module):
         return layer.train(linear.training)
 
     def forward(self, x: Float[Tensor, "... in_features"]) -> Float[Tensor, "... out_features"]:
+        """``x @ weight.T + bias``, computed in the compute dtype and returned in the dtype of x.
+
+        Raises:
+            RuntimeError: the layer has no weight yet.
+            TypeError: x has no floating-point dtype. bitsandbytes' layer would cut its outputs to integers, and say nothing.
+        """
         if self.weight is None:
             raise RuntimeError("This HandLinear4bit has no weight yet. Make the layer with HandLinear4bit.from_linear(linear).")
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}; it must be a floating-point dtype: cast it with x.to(torch.float32).")
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
         return MultiplyByQuantized.apply(x.to(self.compute_dtype), self.weight, bias).to(x.dtype)
 

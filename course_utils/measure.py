@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,7 +120,7 @@ def time_in_turns(
     return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
 
 
-# --- The roofline: what a layer has to do, and how fast it can be at best ---
+# --- What a layer has to do ---
 
 
 @dataclass(frozen=True)
@@ -141,21 +141,24 @@ class Work:
 
     @property
     def intensity(self) -> float:
-        """The arithmetic intensity: calculations for each byte that is moved."""
-        return self.flops / self.bytes_moved
+        """The arithmetic intensity: calculations for each byte that is moved. It decides which half of the roofline counts.
 
-    def least_seconds(self, flop_rate: float, bandwidth: float) -> float:
-        """The roofline: no machine is done before the slower of its two halves is, calculating and moving.
-
-        Args:
-            flop_rate: additions and multiplications a second.
-            bandwidth: bytes a second.
+        Source: Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance Model for Multicore Architectures",
+        Communications of the ACM 52 (2009), doi 10.1145/1498765.1498785.
         """
-        return max(self.flops / flop_rate, self.bytes_moved / bandwidth)
+        return self.flops / self.bytes_moved
 
 
 def layer_work(outputs: int, inputs: int, batch: int, bits: float, activation_bits: int = 16) -> Work:
-    """Count the work of a linear layer whose weights take `bits` each, scales included, for `batch` rows of input."""
+    """Count the work of a linear layer in one forward pass.
+
+    Args:
+        outputs: rows of the weight.
+        inputs: columns of the weight.
+        batch: rows of input.
+        bits: that a weight takes, its share of the scales included: 4.5 for nf4 in blocks of 64.
+        activation_bits: that a number of the input or the output takes.
+    """
     moved_bits = outputs * inputs * bits + batch * (inputs + outputs) * activation_bits
     return Work(flops=2 * outputs * inputs * batch, bytes_moved=round(moved_bits / 8))
 
@@ -177,14 +180,14 @@ def read_file(path: Path) -> dict[str, Any]:
     """Read the measurements of one machine.
 
     Raises:
-        MeasurementFileError: it is not JSON, of another schema, or not as the schema says.
+        MeasurementFileError: it is not JSON, of another schema, or not as the schema says; or a record names a run that is not there.
         OSError: it can't be read.
     """
     import jsonschema
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise MeasurementFileError(f"{path.name} is damaged and can't be read as JSON ({error}). Delete it and measure again.") from None
     version = content.get("schema") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -196,6 +199,12 @@ def read_file(path: Path) -> dict[str, Any]:
     except jsonschema.ValidationError as error:
         where = "/".join(map(str, error.absolute_path)) or "the whole file"
         raise MeasurementFileError(f"{path.name} is not as the schema says: {error.message} (at {where}). Measure again.") from None
+    except RecursionError:
+        raise MeasurementFileError(f"{path.name} is nested too deeply to be checked. Measure again.") from None
+    runs = len(content["runs"])
+    for found in content["records"] + content["left_out"]:
+        if not isinstance(found["run"], int) or found["run"] >= runs:
+            raise MeasurementFileError(f"{path.name} has a record of run {found['run']}, counted from 0, and {runs} runs. Measure again.")
     return content
 
 
@@ -203,14 +212,18 @@ def is_measurement_file(path: Path) -> bool:
     """Whether a JSON file is of this kind: `measurements/` also holds what other programs have written."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+    except (OSError, ValueError, RecursionError):
         return True  # it may be one, and what is wrong with it has to be said
     return isinstance(content, dict) and {"schema", "machine"} <= content.keys()
 
 
 def files(own: bool = True, committed: bool = True) -> list[Path]:
     """Files of measurements: those that came with the course, and the learner's own in `my_work/measurements`."""
-    folders = [COMMITTED] * committed + [work_folder() / "measurements"] * own
+    folders = []
+    if committed:
+        folders.append(COMMITTED)
+    if own:
+        folders.append(work_folder() / "measurements")
     found = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.name != "schema.json"]
     return [path for path in found if is_measurement_file(path)]
 
@@ -283,11 +296,6 @@ def shown(record: Mapping[str, Any] | None, digits: int = 2) -> str:
     if record is None:
         return NOT_MEASURED
     return f"{record['value']:,.{digits}f} {record['unit']}{'*' if record.get('noisy') else ''}"
-
-
-def only(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The first of the records found, or None: what `shown` takes."""
-    return found[0] if found else None
 
 
 def _contents(own: bool, committed: bool) -> list[dict[str, Any]]:

@@ -25,10 +25,9 @@ from torch import nn
 from course_utils import ROOT
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 GB = 10**9
-GIB = 2**30
 
 
 def bits_per_weight(block_size: int = 64, double_quant: bool = False) -> float:
@@ -287,10 +286,10 @@ def load_peak(load: str, setup: str = "", timeout: float = 600) -> LoadPeak:
     torch 2.13.0, 11 runs), so the process is started with that size fixed at its first value: ``MALLOC_TRIM_THRESHOLD_=131072``.
     Your own program has no such luck unless you set the variable.
     """
-    program = "from course_utils.memory import _watch_load; _watch_load()"
+    program = "from course_utils.memory import _report_load_peak; _report_load_peak()"
     done = subprocess.run(
         [sys.executable, "-c", program], input=json.dumps({"setup": setup, "load": load}), cwd=ROOT, timeout=timeout,
-        env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072", "PYTHON_COLORS": "0"},
+        env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072", "PYTHON_COLORS": "0", "PYTHONIOENCODING": "utf-8"},
         capture_output=True, encoding="utf-8", errors="replace",
     )  # fmt: skip
     if done.returncode != 0:
@@ -299,7 +298,7 @@ def load_peak(load: str, setup: str = "", timeout: float = 600) -> LoadPeak:
     return LoadPeak(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _watch_load() -> None:
+def _report_load_peak() -> None:
     """What the process of ``load_peak`` does: run the code that stands on stdin, and print a LoadPeak as JSON."""
     code = json.loads(sys.stdin.read())
     namespace: dict[str, object] = {}
@@ -349,12 +348,14 @@ def _own_and_resident(process: psutil.Process) -> tuple[int, int]:
     return info.rss - getattr(info, "shared", 0), info.rss
 
 
-def kv_cache_bytes(config: PretrainedConfig, tokens: int, batch: int = 1, bits: int = 16) -> int:
+def kv_cache_bytes(config: PreTrainedConfig, tokens: int, batch: int = 1, bits: int = 16) -> int:
     """Bytes of the key-value cache: two vectors (key and value) for every layer, key-value head and token.
 
     Args:
         config: of a Llama-like model; its `num_key_value_heads` may be fewer than its attention heads.
         tokens: length of prompt and answer together.
+        batch: texts that are written at the same time; each has a cache of its own.
+        bits: of each number in the cache, 16 for float16 and bfloat16.
     """
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size

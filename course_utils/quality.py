@@ -18,7 +18,7 @@ from statistics import NormalDist
 from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,7 +83,12 @@ def read_questions(kind: str | None = None, file: Path = QUESTIONS_FILE) -> list
 
 @cache
 def all_questions(file: Path) -> tuple[Question, ...]:
-    """Every question of a file, read once."""
+    """Every question of a file, read once.
+
+    Raises:
+        ValueError: a line of the file can't be read.
+        FileNotFoundError: the file is missing. Both texts say what to do.
+    """
     cure = f"This brings it back: git restore models/abacus/{file.name}"
     if not file.is_file():
         raise FileNotFoundError(f"The questions, {file.name}, are missing beside the model abacus. {cure}")
@@ -110,10 +115,15 @@ def examine(
     the question writes this answer.
 
     Args:
+        model: a causal language model, on any device, quantized or not.
+        tokenizer: the one of the model.
         questions: objects with a `question` and an `answer`.
         shots: solved examples that are put before every question, one a line, for a model that has not been trained on questions like
             these. An answer then ends with the line; without shots it ends with the token that ends a text.
         batch: questions for each forward pass. Questions of about the same length go together, whatever their order.
+
+    Returns:
+        A number of each kind for each question, in the order of the questions.
 
     Raises:
         ValueError: there are no questions.
@@ -144,7 +154,7 @@ def examine(
     return Results(list(exact), list(losses), list(tokens), list(margins))
 
 
-def judge(logits: Float[Tensor, "tokens vocabulary"], answer: Tensor) -> tuple[bool, float, int, float]:
+def judge(logits: Float[Tensor, "tokens vocabulary"], answer: Int64[Tensor, " tokens"]) -> tuple[bool, float, int, float]:
     """Exactness, loss in nats, number of tokens and margin of one answer, from the scores at the places that predict it.
 
     >>> exact, loss, tokens, margin = judge(torch.tensor([[2.0, 0.0], [1.0, 1.5]]), torch.tensor([0, 1]))
@@ -167,11 +177,23 @@ def round_to_integers(weight: Float[Tensor, " ..."], largest_code: int, block_si
 
     7 is int4, 3 is int3, 1 is int2: the codes go from -largest_code to largest_code.
 
+    Args:
+        weight: of any shape; blocks run over the flattened weight.
+        largest_code: at least 1.
+        block_size: weights that share a scale; None for all.
+
     >>> round_to_integers(torch.tensor([[7.0, 2.2, -0.4, 1.0]]), largest_code=7, block_size=None)
     tensor([[7., 2., -0., 1.]])
+
+    Raises:
+        ValueError: the weight is no whole number of blocks.
     """
-    blocks = weight.reshape(-1, block_size or weight.numel())
+    block_size = weight.numel() if block_size is None else block_size
+    if block_size < 1 or weight.numel() % block_size:
+        raise ValueError(f"weight has {weight.numel():,} numbers, which is no whole number of blocks of {block_size}.")
+    blocks = weight.reshape(-1, block_size)
     step = blocks.abs().amax(dim=1, keepdim=True) / largest_code
+    step = step.masked_fill(step == 0, 1)  # a block of zeros has no step, and stays zeros
     return (torch.round(blocks / step) * step).reshape(weight.shape)
 
 
@@ -198,7 +220,7 @@ def rounded_copy(model: Model, round_trip: Callable[[Tensor], Tensor], chosen: C
     model = copy.deepcopy(model)
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear) and (chosen(name) if chosen else name != "lm_head"):
-            layer.weight.data = round_trip(layer.weight.data)
+            layer.weight.data = round_trip(layer.weight.data).to(layer.weight.dtype)
     return model
 
 
@@ -233,6 +255,9 @@ def rule_of_three(questions: int) -> float:
 
     >>> round(rule_of_three(300), 2)
     0.99
+
+    Source: Hanley and Lippman-Hand, "If Nothing Goes Wrong, Is Everything All Right?", JAMA 249 (1983),
+    doi 10.1001/jama.1983.03330370053031.
     """
     return 100 * (1 - 0.05 ** (1 / questions))
 
@@ -265,6 +290,9 @@ def paired_test(first: Sequence[bool], second: Sequence[bool]) -> Paired:
 
     Raises:
         ValueError: the lists are not of the same length.
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages", Psychometrika 12
+    (1947), doi 10.1007/BF02295996. His own form is an approximation for many questions, this one is exact for any number.
     """
     pairs = list(zip(first, second, strict=True))
     only_first = sum(a and not b for a, b in pairs)
@@ -280,6 +308,9 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[
     >>> mean, error = paired_difference([1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
     >>> mean, round(error, 4)
     (1.0, 0.5774)
+
+    Raises:
+        ValueError: the lists are not of the same length, or have fewer than two numbers.
     """
     differences = [float(b) - float(a) for a, b in zip(first, second, strict=True)]
     return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
@@ -296,11 +327,17 @@ def questions_needed(first: Sequence[float], second: Sequence[float], paired: bo
         first, second: right and wrong, or losses, of the same questions.
 
     Returns:
-        A whole number; infinity where the results show no difference.
+        A whole number; infinity where the results show no difference, and 0 where the deviation is 0, as with ten right answers against
+        ten wrong ones: the formula takes it for the true one.
 
     >>> right, worse = [True] * 100, [True] * 90 + [False] * 10
     >>> questions_needed(right, worse)
     72
+
+    Raises:
+        ValueError: the lists are not of the same length, or have fewer than two numbers.
+
+    Source: Miller, "Adding Error Bars to Evals" (arXiv 2411.00640, 2024), on power analysis.
     """
     difference, error = paired_difference(first, second)
     if difference == 0:

@@ -76,7 +76,8 @@ class Quantized4bit:
         block_size: weights that share a scale. Blocks run over the flattened weight; the last may be shorter.
 
     Raises:
-        ValueError: packed or absmax has not the length that shape and block_size ask for.
+        TypeError: shape is no torch.Size, dtype none of `FLOAT_DTYPES`, or block_size no integer.
+        ValueError: block_size is none of `BLOCK_SIZES`, or packed or absmax has not the length that shape and block_size ask for.
     """
 
     packed: UInt8[Tensor, "bytes 1"]
@@ -87,6 +88,10 @@ class Quantized4bit:
     block_size: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shape, torch.Size):
+            raise TypeError(f"shape is a {type(self.shape).__name__}; it must be a torch.Size.")
+        check_dtype("dtype", self.dtype)
+        check_block_size(self.block_size)
         weights = self.shape.numel()
         expected = (-(-weights // 2), 1)
         if self.packed.dtype != torch.uint8 or self.packed.shape != expected:
@@ -166,13 +171,14 @@ def quantize_4bit(
 ) -> Quantized4bit:
     """Quantize a weight of any shape to four bits a number.
 
-    The input is worked on in slices, so the memory needed besides it is little more than that of the result.
+    The input is worked on in slices, so the memory needed besides it is little more than that of the result. A weight that is not
+    contiguous, such as a transposed one, is copied as a whole first.
 
     Args:
         weight: float32, float16 or bfloat16, finite.
         codebook: ``nf4``, ``fp4``, ``int4``, or sixteen values of your own (see `codebooks.resolve_codebook`).
         block_size: weights that share a scale, one of `BLOCK_SIZES`.
-        double_quant: quantize the scales too.
+        double_quant: quantize the scales too. A part is computed in float64, which CPU and CUDA have and Apple's MPS hasn't.
 
     Raises:
         TypeError: weight is no dense tensor of an allowed dtype; block_size is no integer; double_quant is neither True nor False.
@@ -265,6 +271,10 @@ def nearest_codes(
 def pack(codes: UInt8[Tensor, " n"]) -> UInt8[Tensor, " bytes"]:
     """Put two codes in a byte, the first in the upper half.
 
+    Args:
+        codes: uint8, from 0 to 15. Every weight comes by here, so that is not checked: a larger code spoils its byte, and codes of
+            another dtype are returned in it.
+
     Raises:
         ValueError: there is an odd number of codes.
     """
@@ -327,6 +337,9 @@ def nearest_scale_codes(scaled: Float32[Tensor, " ..."]) -> UInt8[Tensor, " ..."
     a table. The points are 0.00003 apart and the values near 0 only 0.000003, so a small number often gets a neighbour's code.
 
     Scales that are all equal leave nothing when their mean is taken off, and 0 / 0 is NaN: it gets code 0.
+
+    Args:
+        scaled: from -1 to 1, on a CPU or CUDA; Apple's MPS has no float64.
 
     Source: `quantize_cpu_impl` in `csrc/cpu_ops.cpp` of bitsandbytes 0.50.2.
     """

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from course_utils.codebooks import (
     CODEBOOKS,
     OUTERMOST,
+    Codebook,
     dynamic_map,
     float32,
     float32_steps,
@@ -211,6 +212,26 @@ def test_what_is_no_codebook(case: str) -> None:
     with pytest.raises(TypeError) as caught:
         resolve_codebook(given)
     assert_says(caught, words)
+
+
+BAD_PARTS = {
+    "float64": (torch.linspace(-1, 1, 16, dtype=torch.float64), ValueError, ["torch.float64", "torch.float32"]),
+    "fifteen": (torch.tensor(GOOD[:-1]), ValueError, ["(15,)", "(16,)"]),
+    "a table": (torch.tensor(GOOD).view(4, 4), ValueError, ["(4, 4)", "(16,)"]),
+    "meta": (torch.tensor(GOOD, device="meta"), ValueError, ["device meta", "cpu"]),
+    "NaN": (torch.tensor(replaced(3, math.nan)), ValueError, ["NaN", "finite"]),
+    "infinity": (torch.tensor(replaced(15, math.inf)), ValueError, ["infinities", "finite"]),
+    "a list": (GOOD, TypeError, ["list", "torch.Tensor"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_a_codebook_is_not_made_of_what_can_not_be_looked_up(case: str) -> None:
+    values, error, words = BAD_PARTS[case]
+    with pytest.raises(error, match="^values ") as caught:
+        Codebook("mine", values)
+    for word in words:
+        assert word in str(caught.value)
 
 
 def assert_says(caught: pytest.ExceptionInfo, words: list[str]) -> None:

@@ -398,6 +398,21 @@ def test_bad_layers() -> None:
     assert_says(caught, ["can't be saved"])
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_bad_input(dtype: torch.dtype) -> None:
+    layer = HandLinear4bit.from_linear(a_linear(), compute_dtype=torch.float32)
+    with pytest.raises(TypeError) as caught:
+        layer(torch.ones(3, 128).to(dtype))
+    assert_says(caught, [f"x has dtype {dtype}", "x.to(torch.float32)"])
+
+
+def test_bitsandbytes_cuts_its_outputs_to_integers() -> None:
+    theirs = by_bitsandbytes(a_linear(), "nf4", False, torch.float32)
+    x = torch.arange(128)
+    with torch.no_grad():
+        assert torch.equal(theirs(x), theirs(x.float()).long())
+
+
 def assert_says(caught: pytest.ExceptionInfo, words: list[str]) -> None:
     text = str(caught.value)
     assert "\n" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -157,6 +158,18 @@ def test_integers_are_at_most_half_a_step_off(largest: int, values: int) -> None
     assert max(len(block.unique()) for block in (rounded / step).round()) == values
 
 
+def test_blocks_of_zeros_stay_zeros() -> None:
+    weight = torch.cat([torch.zeros(64), torch.ones(64), -torch.zeros(64)])
+    for name in ("int3", "int2"):
+        assert torch.equal(quality.FORMATS[name](weight), weight)
+
+
+@pytest.mark.parametrize("block_size", [64, 0, -1])
+def test_blocks_must_fill_the_weight(block_size: int) -> None:
+    with pytest.raises(ValueError, match=f"weight has 100 numbers, which is no whole number of blocks of {block_size}"):
+        quality.round_to_integers(torch.ones(10, 10), 7, block_size)
+
+
 def test_int4_by_rounding_is_int4_of_part_one() -> None:
     """Up to ties, and to the last bit: one divides by the step, the other multiplies by 1 / absmax."""
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
@@ -186,6 +199,14 @@ def test_a_rounded_copy_leaves_the_model_and_its_head_alone(abacus) -> None:
     assert {name for name in before if not torch.equal(before[name], changed[name])} == linears - {"lm_head.weight"}
     chosen = quality.rounded_copy(model, quality.FORMATS["nf4"], lambda name: name == "lm_head").state_dict()
     assert [name for name in before if not torch.equal(before[name], chosen[name])] == ["lm_head.weight"]
+
+
+@pytest.mark.parametrize("name", quality.FORMATS)
+def test_a_rounded_copy_keeps_the_dtype_of_the_model(abacus, name: str) -> None:
+    model, tokenizer = abacus
+    in_16_bits = quality.rounded_copy(copy.deepcopy(model).to(torch.bfloat16), quality.FORMATS[name])
+    assert {weight.dtype for weight in in_16_bits.parameters()} == {torch.bfloat16}
+    assert len(examine(in_16_bits, tokenizer, read_questions("sums")[:1]).exact) == 1
 
 
 # --- what the numbers say ----------------------------------------------------------------------------------------------------------------
@@ -252,6 +273,10 @@ def test_as_many_questions_as_needed_succeed_four_times_in_five(paired: bool) ->
 
 def test_no_difference_needs_questions_without_end() -> None:
     assert quality.questions_needed([True, False, True], [True, False, True]) == math.inf
+
+
+def test_one_difference_throughout_leaves_no_deviation() -> None:
+    assert quality.questions_needed([True] * 10, [False] * 10) == 0
 
 
 def test_lists_of_different_length_are_refused() -> None:

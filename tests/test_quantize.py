@@ -621,6 +621,27 @@ def test_parts_that_do_not_fit_together() -> None:
         assert_one_sentence(str(caught.value), words)
 
 
+BAD_PARTS = {
+    "a block size that divides no slice": ({"block_size": 48}, ValueError, ["block_size", "48", "32, 64, 128"]),
+    "a block size of zero": ({"block_size": 0}, ValueError, ["block_size", "0", "32, 64, 128"]),
+    "a fraction": ({"block_size": 64.0}, TypeError, ["block_size", "64.0", "integers"]),
+    "a shape that is none of torch's": ({"shape": (SLICE + 96,)}, TypeError, ["shape", "tuple", "torch.Size"]),
+    "float64": ({"dtype": torch.float64}, TypeError, ["dtype", "torch.float64", "torch.float32"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_parts_that_can_not_be_read_back(case: str) -> None:
+    """48 divides no slice, so from the second slice on a weight would be read back with the scales of other blocks."""
+    bad, error, words = BAD_PARTS[case]
+    weights = SLICE + 96
+    parts = {"shape": torch.Size([weights]), "dtype": torch.float32, "codebook": CODEBOOKS["nf4"], "block_size": 64} | bad
+    packed, absmax = torch.zeros(weights // 2, 1, dtype=torch.uint8), torch.ones(-(-weights // int(parts["block_size"] or 64)))
+    with pytest.raises(error) as caught:
+        Quantized4bit(packed, absmax, **parts)
+    assert_one_sentence(str(caught.value), words)
+
+
 def assert_one_sentence(text: str, words: list[str]) -> None:
     """The text names the argument first, says what was given and what is allowed."""
     assert text.startswith(words[0])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,39 +21,29 @@ from importlib.metadata import version
 from unittest import mock
 
 import torch
-from bitsandbytes import functional as bnb
-from bitsandbytes.functional import has_avx512bf16
-from bitsandbytes.nn import Linear4bit
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from course_utils import models, quantize
+from course_utils import models, quantize  # isort: skip  before bitsandbytes: it keeps that import quiet
+from bitsandbytes import functional as bnb
+from bitsandbytes.functional import has_avx512bf16
+from bitsandbytes.nn import Linear4bit
+
 from course_utils.linear import HandLinear4bit
+from course_utils.measure import time_in_turns
 from course_utils.quantize import Quantized4bit, quantize_4bit
 
 Run = Callable[[], object]
 
 
-def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each run, taken in turns, after one round that isn't counted."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if turn > 0:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return times
-
-
 def table_rows(title: str, runs: dict[str, Run], repeats: int, judge: str = "bitsandbytes") -> list[list[str]]:
-    """A row for each run: median, quartiles, and its median as a multiple of the judge's."""
-    times = measure(runs, repeats)
-    unit = statistics.median(times[judge])
+    """A row for each run: median and quartiles in milliseconds, and its median as a multiple of the judge's."""
+    timings = time_in_turns(runs, repeats)
+    unit = timings[judge].median
     rows = []
-    for name, taken in times.items():
-        low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
-        rows.append(["" if rows else title, name, f"{median:.1f}", f"{low:.1f} to {high:.1f}", f"{median / unit:.2f}"])
+    for name, timing in timings.items():
+        median, low, high = (1000 * seconds for seconds in (timing.median, *timing.quartiles))
+        rows.append(["" if rows else title, name, f"{median:.1f}", f"{low:.1f} to {high:.1f}", f"{timing.median / unit:.2f}"])
     return rows
 
 

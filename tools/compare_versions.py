@@ -138,7 +138,7 @@ def install(release: str) -> Path:
 def run_cases(folder: Path) -> list[dict[str, Any]]:
     """All cases in a process that finds bitsandbytes in this folder; in a new one after each case that ends the process."""
     results: list[dict[str, Any]] = []
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONIOENCODING": "utf-8"}
     while len(results) < len(ALL):
         command = [sys.executable, "-m", "tools.compare_versions", "--cases-from", str(len(results))]
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")

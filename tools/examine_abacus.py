@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from course_utils.models import ABACUS, load  # isort: skip  before bitsandbytes: it keeps that import quiet
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from jaxtyping import Float
 from tabulate import tabulate
@@ -30,7 +32,6 @@ from torch import Tensor
 
 from course_utils import ROOT
 from course_utils.memory import bits_per_weight
-from course_utils.models import ABACUS, load
 from course_utils.quality import QUESTIONS_FILE, examine, perplexity, round_to_integers, rounded_copy
 from tools.abacus_text import KINDS, LEVELS, Town, examination
 from tools.train_abacus import SEED, TRAINING_FILE

@@ -24,6 +24,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from course_utils import models  # isort: skip  before bitsandbytes: it keeps that import quiet
 from bitsandbytes import functional as bnb
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from course_utils import models, quality
+from course_utils import quality
 from course_utils.measure import Timing, time_in_turns, wait_for_gpu
 from course_utils.memory import footprint, kv_cache_bytes, load_peak, tensor_bytes_in_4bit
 from tools.measure import LeftOut, Part, Step, averaged, counted, identity, left_out, rounded, timed
