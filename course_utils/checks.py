@@ -26,7 +26,11 @@ class NotCorrect(Exception):
 
 
 def check(question_id: str, answer: Any = ...) -> None:
-    """Say whether ``answer`` to the question ``question_id`` (such as "01.2") is correct, and if not, why."""
+    """Say whether ``answer`` to the question ``question_id`` (such as "01.2") is correct, and if not, why.
+
+    Raises:
+        NotCorrect: in the graded form only: the answer is not correct, explanations apart, or there is no such question.
+    """
     question = _find(question_id)
     if question is None:
         return
@@ -41,7 +45,11 @@ def check(question_id: str, answer: Any = ...) -> None:
 
 
 def hint(question_id: str, number: int | None = None) -> None:
-    """Print the next hint for a question, each stronger than the last; ``hint("01.2", 1)`` prints the first one again."""
+    """Print the next hint for a question, each stronger than the last; ``hint("01.2", 1)`` prints the first one again.
+
+    Raises:
+        NotCorrect: in the graded form only: there is no such question.
+    """
     question = _find(question_id)
     if question is None:
         return
@@ -59,7 +67,11 @@ def hint(question_id: str, number: int | None = None) -> None:
 
 
 def reveal(question_id: str) -> None:
-    """Print the solution of a question; for an explanation, yours, a model answer and the rubric."""
+    """Print the solution of a question; for an explanation, yours, a model answer and the rubric.
+
+    Raises:
+        NotCorrect: in the graded form only: there is no such question.
+    """
     question = _find(question_id)
     if question is None:
         return
@@ -110,6 +122,7 @@ def _mark(question: Question, kept: dict[str, dict[str, Any]]) -> str:
 
 
 def progress_file() -> Path:
+    """Where progress is kept: a file in the learner's work folder."""
     return work_folder() / "progress.json"
 
 

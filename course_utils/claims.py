@@ -88,6 +88,7 @@ class Evidence:
 
     @property
     def place(self) -> str:
+        """Where to look: the file, or the notebook and the heading in it."""
         return f"measurements/{self.measurement}" if self.measurement else f'{self.notebook}, "{self.heading}"'
 
 
@@ -193,7 +194,11 @@ def find(claim_id: str, claims: Iterable[Claim] | None = None) -> Claim:
 
 
 def choose(claims: Iterable[Claim], lesson: str | None = None, verdict: str | None = None) -> list[Claim]:
-    """The rows of one lesson (any beginning of its name, such as "07") and of one verdict (without its version)."""
+    """The rows of one lesson (any beginning of its name, such as "07") and of one verdict (without its version).
+
+    Raises:
+        ValueError: there is no such verdict.
+    """
     if verdict is not None and verdict not in VERDICTS:
         raise ValueError(f"There is no verdict {verdict!r}; there are {', '.join(VERDICTS)}.")
     return [row for row in claims if (lesson is None or row.lesson.startswith(lesson)) and (verdict is None or row.kind == verdict)]

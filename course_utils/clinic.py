@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 # --- An error that is expected (lesson 11) ---
 
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
-POSIX_FOLDERS = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+)+/")  # not the path of a web address, nor owner/model
 LOCAL_SERVER = re.compile(r"\b(127\.0\.0\.1|localhost):\d+")
-WINDOWS_FOLDERS = re.compile(r"\b[A-Za-z]:\\(?:[^\\\s'\"]+\\)*")
+QUOTED_FOLDERS = re.compile(r"""(?<!\w)(['"])(?:[A-Za-z]:|/[^\\/'"\n]+)[\\/]+(?:[^\\/'"\n]+[\\/]+)*""")  # the quote, then any name
+WINDOWS_FOLDERS = re.compile(r"""\b[A-Za-z]:[\\/]+(?:[^\\/:'"\n]+\\+|[^\\/:'"\s]+/+)*""")  # a space only in what ends in a backslash
+POSIX_FOLDERS = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+)+/")  # not the path of a web address, nor owner/model
 
 
 @dataclass
@@ -94,21 +95,23 @@ def kept_log() -> Iterator[io.StringIO]:
 
 
 def expect_failure(code: str, text: str, lines: int = 1, seconds: float = 300) -> None:
-    """Run code in a Python process of its own, which must end with an error that holds `text`.
+    """Run code in a Python process of its own, which must fail and say `text` on stderr.
 
-    What the process printed is printed, and then the last lines of the error. This is for what would spoil the notebook's own process:
+    What the process printed is printed, and then the last lines of stderr. This is for what would spoil the notebook's own process:
     memory that runs out, and settings that are read on import.
 
     Raises:
-        AssertionError: if the process ends well, or with another error.
+        AssertionError: if the process ends well, or without `text` on stderr.
+        subprocess.TimeoutExpired: if it takes longer than `seconds`; it is ended then.
 
     >>> expect_failure("print('before'); 1 / 0", "division")
     before
     ZeroDivisionError: division by zero
     """
     command = [sys.executable, "-c", code]
-    # From Python 3.13 on tracebacks have colours where FORCE_COLOR is set, as Jupyter sets it for its kernels.
-    plain = os.environ | {"PYTHON_COLORS": "0"}
+    # From Python 3.13 on tracebacks have colours where FORCE_COLOR is set, as Jupyter sets it for its kernels. Windows writes to a pipe
+    # in an encoding of its own.
+    plain = os.environ | {"PYTHON_COLORS": "0", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, env=plain, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=seconds)
     said = [line for line in without_places(done.stderr).splitlines() if line.strip()]
     if done.returncode == 0 or text not in done.stderr:
@@ -133,11 +136,14 @@ def error_lines(error: BaseException, lines: int = 4) -> str:
 def without_places(text: str) -> str:
     """A text without this machine's folders, addresses of objects and ports of local servers; the names of files stay.
 
+    A folder whose name holds a space is known by the quotes around it, or by Windows' backslashes; else its end can't be told from words.
+
     >>> without_places("no /home/ada/.cache/model.safetensors, see https://huggingface.co/docs/hub")
     'no .../model.safetensors, see https://huggingface.co/docs/hub'
     """
     text = LOCAL_SERVER.sub(r"\1:...", ADDRESS.sub("0x...", text))
-    return WINDOWS_FOLDERS.sub(".../", POSIX_FOLDERS.sub(".../", text))
+    text = QUOTED_FOLDERS.sub(r"\1.../", text)
+    return POSIX_FOLDERS.sub(".../", WINDOWS_FOLDERS.sub(".../", text))
 
 
 # --- A model that loaded without a word (lesson 10) ---
@@ -456,11 +462,13 @@ def _compared_scales(case: _Case) -> Iterator[tuple[str, str, float]]:
         else:
             scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax.reshape(-1)
         scales = scales.float().to(due.device)
-        distance = ((scales - due).norm() / due.norm()).item()
-        if distance <= SCALES_DIFFER:
+        near = SCALES_DIFFER * due.norm()  # 0 for a layer of zeros
+        off = (scales - due).norm()
+        if off <= near:
             continue
         transposed = due.view(state.shape[0], -1).T.reshape(-1) if due.numel() % state.shape[0] == 0 else due
-        yield name, "damaged-scales" if (scales - transposed).norm() <= SCALES_DIFFER * due.norm() else "other-weights", distance
+        distance = (off / due.norm()).item() if due.any() else 1.0
+        yield name, "damaged-scales" if (scales - transposed).norm() <= near else "other-weights", distance
 
 
 @cache
@@ -706,10 +714,15 @@ def _note_defaults(case: _Case) -> Note | None:
 
 
 def _note_skip(case: _Case) -> Note | None:
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
     named = (case.config.llm_int8_skip_modules or []) if case.config else []
-    names = [name for name, _ in _own_modules(case.base)]
-    without = [entry for entry in named if not any(entry in name for name in names)]
-    return Note("skip", f"llm_int8_skip_modules names {', '.join(without)}, which this model doesn't have.") if without else None
+    layers = [name for name, module in _own_modules(case.base) if not list(module.children())]
+    without = [entry for entry in named if all(should_convert_module(layer, [entry]) for layer in layers)]
+    if not without:
+        return None
+    return Note("skip", f"llm_int8_skip_modules names {', '.join(without)}: no layer of this model is called so. An entry is the beginning "
+                "of a layer's name up to a dot, such as model.layers.0, or its end, such as q_proj.")  # fmt: skip
 
 
 _NOTES = (_note_repacked, _note_counts, _note_defaults, _note_skip)

@@ -102,20 +102,42 @@ def records() -> dict[str, Any]:
 @cache
 def known_errors() -> tuple[KnownError, ...]:
     """Every error of lesson 11, in the order of its entries."""
-    found = []
-    for program, snippet in records()["snippets"].items():
-        runs = {name: runs[program] for name, runs in all_runs().items() if program in runs}
-        raised = {name: whole_text(run) for name, run in runs.items() if run["outcome"] == "raised"}
-        read = [name for name, run in runs.items() if run["outcome"] == "out of reach" and has_bitsandbytes(name)]
-        in_source = next((run["in_source"][0]["text"] for run in runs.values() if run["outcome"] == "out of reach"), None)
-        latest = next(reversed(raised.values()), None) or (in_source and in_source.strip("f\"', ("))
-        if latest is None:
-            continue  # a program that goes with an error of another
-        logged = {line for run in runs.values() if run["outcome"] == "raised" for line in run.get("logged", ())}
-        others = {*raised.values(), snippet["folklore"], *snippet["also"], *MET_LATER.get(program, ()), *logged} - {latest, None}
-        found.append(KnownError(program, snippet["entry"], latest, tuple(raised), tuple(read), tuple(sorted(others)), snippet["needs_gpu"]))
-    found.append(SAVED_AGAIN)
-    return tuple(sorted(found, key=lambda error: int(error.entry.split(".")[0])))
+    found = [known_error(program) for program in records()["snippets"]]
+    known = [error for error in found if error is not None]
+    return tuple(sorted([*known, SAVED_AGAIN], key=lambda error: int(error.entry.split(".")[0])))
+
+
+def known_error(program: str) -> KnownError | None:
+    """What is known of a program's error; None for a program without one, which goes with an error of another."""
+    raised, unreached = runs_that_ended(program, "raised"), runs_that_ended(program, "out of reach")
+    wordings = [whole_text(run) for run in raised.values()]
+    in_source = [text_in_source(run) for run in unreached.values()]
+    if not wordings and not in_source:
+        return None
+    text = wordings[-1] if wordings else in_source[0]
+    snippet = records()["snippets"][program]
+    logged = [line for run in raised.values() for line in run.get("logged", ())]
+    others = {*wordings, *logged, snippet["folklore"], *snippet["also"], *MET_LATER.get(program, ())} - {text, None}
+    return KnownError(
+        id=program,
+        entry=snippet["entry"],
+        text=text,
+        raised=tuple(raised),
+        read=tuple(name for name in unreached if has_bitsandbytes(name)),
+        others=tuple(sorted(others)),
+        needs_gpu=snippet["needs_gpu"],
+    )
+
+
+def runs_that_ended(program: str, outcome: str) -> dict[str, dict[str, Any]]:
+    """Environment -> what came of a program, where that was `outcome`; oldest environment first."""
+    results = {name: runs[program] for name, runs in all_runs().items() if program in runs}
+    return {name: run for name, run in results.items() if run["outcome"] == outcome}
+
+
+def text_in_source(run: dict[str, Any]) -> str:
+    """An error's text as it stands in a library's source, without Python's marks around it: f, quotes, a bracket, a comma."""
+    return run["in_source"][0]["text"].strip("f\"', (")
 
 
 def all_runs() -> dict[str, dict[str, Any]]:
@@ -143,11 +165,13 @@ def whole_text(run: dict[str, Any]) -> str:
 # --- Finding one's own ---
 
 
-def find_error(text: str, at_most: int = 3) -> str:
-    """The entries of lesson 11 whose error is likest to `text`: a line, or a whole traceback.
+def find_error(text: str | BaseException, at_most: int = 3) -> str:
+    """The entries of lesson 11 whose error is likest to `text`: a line, a whole traceback, or the exception itself.
 
-    Numbers, quotes and folders don't count, and rare words count more than common ones.
+    Numbers, quotes and folders don't count, and rare words count more than common ones. Of an exception, type and message count.
     """
+    if isinstance(text, BaseException):
+        text = f"{type(text).__name__}: {text}"
     wanted = words(text)
     if not wanted:
         return "Put the text of your error between the quotes: its last line, or all of it."
@@ -266,13 +290,16 @@ def history(program: str) -> str:
 
 
 def first_words(text: str, length: int) -> str:
-    """The beginning of a text on one line, cut between words.
+    """The beginning of a text on one line, cut between words. A first word of more than `length` letters is cut itself.
 
     >>> first_words("ValueError: one two three", 20)
     'ValueError: one two ...'
     """
     line = " ".join(text.split())
-    return line if len(line) <= length else line[: line.rindex(" ", 0, length + 1)] + " ..."
+    if len(line) <= length:
+        return line
+    last_space = line.rfind(" ", 0, length + 1)
+    return line[: length if last_space == -1 else last_space] + " ..."
 
 
 def table() -> str:

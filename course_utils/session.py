@@ -46,6 +46,12 @@ class LocalSession:
         self.functions = dict(functions)
 
     def call(self, name: str, *args: Any) -> Any:
+        """The result of the function ``name``, called with a copy of ``args``.
+
+        Raises:
+            NotAttempted: the function is a stub, or returns nothing.
+            LearnerFault: it raises, changes its input, or returns what is no plain data.
+        """
         function = self.functions[name]
         shown = show_call(name, args)
         given = plain(args)
@@ -70,7 +76,10 @@ class LocalSession:
 
 def own_line(error: BaseException, function: Callable[..., Any]) -> traceback.FrameSummary | None:
     """The last line of the learner's own code on the way to the error: in the cell, or file, that defines the function."""
-    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    try:
+        file = function.__code__.co_filename
+    except Exception:  # none of Python's functions; an object of the learner's own class may raise anything
+        return None
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return own[-1] if own else None
 
@@ -99,7 +108,8 @@ def plain(value: Any, depth: int = 0) -> Any:
     A class derived from a number, a list or a tensor can say of itself that it equals anything. So every value is read by the methods
     of the type itself, and what comes back is of exactly that type.
 
-    Raises TypeError, with the end of the sentence "it returned ...", for anything but plain data.
+    Raises TypeError, with the end of the sentence "it returned ...", for anything but plain data. Its type says what a value is, and
+    not isinstance, which asks the value, too.
 
     >>> plain([1, {"a": (2.5, "text")}])
     [1, {'a': (2.5, 'text')}]
@@ -107,23 +117,23 @@ def plain(value: Any, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise TypeError(f"lists within lists, more than {MAX_DEPTH} deep.")
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.generic):
+    if numpy is not None and issubclass(type(value), numpy.generic):
         value = numpy.generic.item(value)
     elif numpy is not None and type(value) is numpy.ndarray and value.shape == ():
         value = value.item()
-    if value is None or isinstance(value, bool):
+    if value is None or type(value) is bool:
         return value
-    if isinstance(value, int):
+    if issubclass(type(value), int):
         return int.__int__(value)
-    if isinstance(value, float):
+    if issubclass(type(value), float):
         return float.__float__(value)
-    if isinstance(value, str):
+    if issubclass(type(value), str):
         return str.__str__(value)
-    if isinstance(value, list):
+    if issubclass(type(value), list):
         return [plain(item, depth + 1) for item in list.__iter__(value)]
-    if isinstance(value, tuple):
+    if issubclass(type(value), tuple):
         return tuple(plain(item, depth + 1) for item in tuple.__iter__(value))
-    if isinstance(value, dict):
+    if issubclass(type(value), dict):
         return {plain(key, depth + 1): plain(item, depth + 1) for key, item in dict.items(value)}
     if is_tensor(value):
         return sys.modules["torch"].Tensor.detach(value).clone()
@@ -215,9 +225,19 @@ def first_difference(got: Any, due: Any, tolerance: float = 0.0, place: str = ""
 def show(value: Any) -> str:
     """A value as a learner would write it, cut to one short line. A tensor is its numbers if they fit there, and else its shape.
 
+    What raises where it is shown, as an object of the learner's own class may do, is named by its type.
+
     >>> show(7000000000), show(0.5), show([1, 2]), show(range(3))
     ('7_000_000_000', '0.5', '[1, 2]', 'range(0, 3)')
     """
+    try:
+        return _written(value)
+    except Exception:
+        return f"an object of type {type(value).__name__} that can't be shown"
+
+
+def _written(value: Any) -> str:
+    """What `show` gives, if nothing raises."""
     if is_tensor(value) and value.ndim:
         text = " ".join(repr(value).split()) if value.numel() <= 16 else ""
         return text if 0 < len(text) <= 60 else f"tensor of shape {tuple(value.shape)}"

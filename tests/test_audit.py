@@ -384,6 +384,23 @@ def test_damage_without_double_quantization_is_found_in_a_model_that_was_reloade
     assert names(audit_4bit(again)) == ["damaged-scales"]
 
 
+def with_a_layer_of_zeros(folder: Path, to: Path) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.init.zeros_(model.model.layers[0].self_attn.o_proj.weight)
+    model.save_pretrained(to)
+    return to
+
+
+@pytest.mark.parametrize("double_quant", [False, True], ids=["", "double"])
+def test_a_layer_of_zeros_has_the_scales_that_are_due(double_quant: bool, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = with_a_layer_of_zeros(folders["plain"], tmp_path)
+    zeros, others = load(folder, bnb_4bit_use_double_quant=double_quant), load(folders["plain"], bnb_4bit_use_double_quant=double_quant)
+    assert names(audit_4bit(zeros, like=AutoModelForCausalLM.from_pretrained(folder))) == []
+    (finding,) = audit_4bit(others, like=AutoModelForCausalLM.from_pretrained(folder)).findings
+    assert finding.name == "other-weights" and finding.modules == ("model.layers.0.self_attn.o_proj",)
+    assert finding.evidence.endswith("by up to 100%")
+
+
 def test_rounded_scales_of_a_float32_model_leave_no_trace(folders: dict[str, Path]) -> None:
     """The limit of the audit: double quantization of a float32 model, rounded by a save, has the form of a fresh one."""
     model = damage(load(folders["plain"], torch.float32))
@@ -403,7 +420,25 @@ def test_notes_say_what_is_worth_knowing(folders: dict[str, Path]) -> None:
     defaults = load(folders["plain"], torch.float32, **dict.fromkeys(list(GOOD)[1:], ...))
     assert notes(audit_4bit(defaults)) == ["counts", "defaults"]
     assert notes(audit_4bit(defaults, like=BitsAndBytesConfig(load_in_4bit=True))) == ["counts"]
-    assert "skip" in notes(audit_4bit(load(folders["plain"], llm_int8_skip_modules=["lm_head", "o_proj_of_another_model"])))
+
+
+NAMED_RIGHTLY = ["o_proj", "model.layers.0", r"model\.layers\.0\..*", "model.layers.[01].mlp.*", "embed_tokens", "layers.0.mlp.up_proj"]
+
+
+@pytest.mark.parametrize("entry", NAMED_RIGHTLY)
+def test_a_name_that_transformers_finds_is_not_noted(entry: str, folders: dict[str, Path]) -> None:
+    audit = audit_4bit(load(folders["plain"], llm_int8_skip_modules=["lm_head", entry]))
+    assert (audit.summary["linear layers in 4 bits"] == 14) == (entry == "embed_tokens")
+    assert notes(audit) == ["counts"]
+
+
+@pytest.mark.parametrize("entry", ["o_proj_of_another_model", "o_pro", "mlp.gate_pro", "layers.0"])
+def test_a_name_that_skips_nothing_is_noted(entry: str, folders: dict[str, Path]) -> None:
+    """Transformers takes an entry for the beginning of a layer's name, up to a dot, or for its end: ``layers.0`` is neither."""
+    audit = audit_4bit(load(folders["plain"], llm_int8_skip_modules=["lm_head", entry]))
+    assert audit.summary["linear layers in 4 bits"] == 14, "nothing but the head was skipped"
+    assert notes(audit) == ["counts", "skip"]
+    assert f"names {entry}: " in audit.notes[1].text
 
 
 def test_counts_in_the_note_are_true(folders: dict[str, Path]) -> None:

@@ -89,6 +89,57 @@ def test_what_is_not_a_number_gets_a_sentence(answer, reason, said):
     assert said(check, "01.3", answer) == f"01.3 not right: {reason}"
 
 
+class Unreadable:
+    """Raises whatever is asked of it, and what class it is of, too."""
+
+    def asked(self, *args):
+        raise KeyError("not to be read")
+
+    __getattr__ = __repr__ = __str__ = __eq__ = __hash__ = __bool__ = __len__ = __iter__ = __float__ = __format__ = item = asked
+    __class__ = property(asked)
+
+
+class UnreadableFunction(Unreadable):
+    """It can be called, and raises then, too."""
+
+    __call__ = Unreadable.asked
+
+
+class UnreadableNumber(Unreadable, float):
+    """Raises where it is turned into a number that can be trusted."""
+
+
+class UnreadableText(Unreadable, str):
+    """Raises where it is stripped."""
+
+    strip = Unreadable.asked
+
+
+ODD = "an object of type {} that can't be shown"
+
+
+@pytest.mark.parametrize(
+    ("question_id", "make", "reason"),
+    [
+        ("01.3", Unreadable, f"one number is due, and you passed {ODD.format('Unreadable')}."),
+        ("01.3", lambda: UnreadableNumber(257), f"one number is due, and you passed {ODD.format('UnreadableNumber')}."),
+        ("01.3", lambda: UnreadableText("257"), f"a number is due, and you passed text, {ODD.format('UnreadableText')}: leave the quotes"),
+        ("01.3", UnreadableFunction, "a number is due, and you passed a function: pass what it returns."),
+        ("01.4", Unreadable, f"pass the function itself, `weight_gb`, with no brackets after it; you passed {ODD.format('Unreadable')}."),
+        ("01.4", UnreadableFunction, "weight_gb(1_000_000_000, 8) raised KeyError: 'not to be read'."),
+        ("01.4", lambda: lambda weights, bits: Unreadable(), "weight_gb(1_000_000_000, 8) returned an object of type Unreadable, where"),
+        ("01.10", Unreadable, f"an explanation is text in quotes, and you passed {ODD.format('Unreadable')}."),
+    ],
+)
+def test_an_answer_that_raises_where_it_is_looked_at_gets_a_sentence(question_id, make, reason, said):
+    assert said(check, question_id, make()).startswith(f"{question_id} not right: {reason}")
+
+
+def test_a_text_with_ways_of_its_own_is_kept_as_a_text(said, work):
+    assert said(check, "01.10", UnreadableText("Scales.")).startswith("01.10 kept: ")
+    assert kept(work)["01.10"]["text"] == "Scales."
+
+
 def test_a_function_is_passed_and_not_called(said):
     expected = "01.4 not right: pass the function itself, `weight_gb`, with no brackets after it; you passed 3.5."
     assert said(check, "01.4", weight_gb(7 * 10**9, 4)) == expected

@@ -79,7 +79,17 @@ def test_what_is_logged_is_kept_and_the_loggers_are_as_before():
     ("text", "left"),
     [
         ("no file /home/ada/.cache/hub/model.safetensors here", "no file .../model.safetensors here"),
-        (r"no file C:\Users\Ada Lovelace\model.safetensors here", r"no file .../Ada Lovelace\model.safetensors here"),
+        (r"no file C:\Users\Ada Lovelace\model.safetensors here", "no file .../model.safetensors here"),
+        (str(FileNotFoundError(2, "No such file", r"C:\Users\Ada Lovelace\models\x.json")), "[Errno 2] No such file: '.../x.json'"),
+        (str(FileNotFoundError(2, "No such file", "/Volumes/My Disk/a + b/x.json")), "[Errno 2] No such file: '.../x.json'"),
+        ("no file C:/Users/ada/models/x.json", "no file .../x.json"),
+        ('File "C:/Users/Ada Lovelace/models/x.py", line 3', 'File ".../x.py", line 3'),
+        (r"C:\Users/ada\models/x.json", ".../x.json"),
+        (r"from C:\a\x.json to D:\b c\y.json, see https://huggingface.co/docs", "from .../x.json to .../y.json, see https://huggingface.co/docs"),
+        ("/home/ada/x.json and meta-llama/Llama-2-7b-hf", ".../x.json and meta-llama/Llama-2-7b-hf"),
+        ("C:/Users/x.json and meta-llama/Llama-2-7b-hf", ".../x.json and meta-llama/Llama-2-7b-hf"),
+        ("'16'/32-bit floats, and/or 'meta-llama/Llama-2-7b-hf', '/x.json'", None),
+        ("read 'https://huggingface.co/docs' or file://server/docs, and s3://bucket/key", None),
         (r"no file C:\Users\ada\model.safetensors", "no file .../model.safetensors"),
         ("<Model object at 0x7f31c0ffee00>", "<Model object at 0x...>"),
         ("url http://127.0.0.1:43627/api", "url http://127.0.0.1:.../api"),
@@ -95,6 +105,12 @@ def test_a_process_that_fails_shows_its_last_lines(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter's kernels have it: from Python 3.13 on tracebacks are coloured then
     expect_failure("print('first'); raise ValueError('one\\ntwo')", "two", lines=2)
     assert capsys.readouterr().out == "first\nValueError: one\ntwo\n"
+
+
+def test_a_process_that_writes_in_an_encoding_of_its_own_is_understood(capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")  # as a Windows of western Europe has it
+    expect_failure("print('größer'); raise ValueError('kürzer')", "kürzer")
+    assert capsys.readouterr().out == "größer\nValueError: kürzer\n"
 
 
 @pytest.mark.parametrize(("code", "said"), [("pass", "code 0"), ("raise ValueError('no')", "code 1, and: .*ValueError: no")])
@@ -368,6 +384,19 @@ def test_a_model_from_a_4bit_file_saved_again_is_found_by_its_traceback(tmp_path
         assert type(again.model.layers[0].self_attn.q_proj).__name__ == ("Linear" if dequantized else "Linear4bit")
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("quant_type must be 'nf4' or 'fp4', got 'Nf4'"), "ValueError: quant_type must be 'nf4' or 'fp4', got 'Nf4'"),
+        (NotImplementedError(), "NotImplementedError"),
+        (ValueError(), "ValueError"),
+    ],
+    ids=repr,
+)
+def test_an_exception_is_found_as_its_text_is(error, text):
+    assert errors.find_error(error) == errors.find_error(text)
+
+
 @pytest.mark.parametrize("text", ["ValueError", "RuntimeError: ", "OSError\n"])
 def test_a_type_alone_is_too_little(text):
     assert "Put more of it between the quotes" in errors.find_error(text)
@@ -385,6 +414,20 @@ def test_without_a_text_it_asks_for_one():
 def test_spans_of_releases_hold_all_that_were_tried_between_their_ends():
     assert errors.ranges(["transformers-4.29", "transformers-4.30", "transformers-4.37", errors.OWN]) == ["4.29 to 4.30", "4.37", "5.23"]
     assert errors.ranges([]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one two three", "one two ..."),
+        ("one two", "one two"),
+        ("one\ntwo", "one two"),
+        ("threethree", "threeth ..."),
+        ("three four", "three ..."),
+    ],
+)
+def test_a_text_is_cut_between_words_or_inside_one_that_is_too_long(text, shown):
+    assert errors.first_words(text, 7) == shown
 
 
 # --- the numbers of the questions ---

@@ -43,6 +43,9 @@ def project() -> dict[str, Any]:
 def dependencies() -> dict[str, tuple[str, str]]:
     """Every dependency in pyproject.toml, extras included: name -> (lower bound, upper bound).
 
+    Raises:
+        ValueError: one of them is not written with both bounds.
+
     >>> dependencies()["torch"]
     ('2.11', '2.14')
     """
@@ -51,7 +54,7 @@ def dependencies() -> dict[str, tuple[str, str]]:
     matches = [BOUNDED.fullmatch(line) for line in lines]
     unbounded = [line for line, match in zip(lines, matches, strict=True) if match is None]
     if unbounded:
-        sys.exit(f"pyproject.toml: write {unbounded[0]!r} as name>=lower,<upper.")
+        raise ValueError(f"pyproject.toml: write {unbounded[0]!r} as name>=lower,<upper.")
     return {match["name"]: (match["lower"], match["upper"]) for match in matches if match}
 
 
@@ -97,6 +100,10 @@ def main() -> None:
     choice.add_argument("--oldest", action="store_true", help="print constraints for the oldest versions inside the bounds")
     choice.add_argument("--newest", action="store_true", help="print requirements without upper bounds")
     arguments = parser.parse_args()
+    try:
+        dependencies()
+    except ValueError as error:  # told at once, before pip runs
+        sys.exit(str(error))
     if arguments.oldest:
         print("\n".join(oldest()))
     elif arguments.newest:

@@ -69,7 +69,10 @@ class Question:
     hints: tuple[str, ...]
 
     def verdict(self, answer: Any) -> Verdict:
-        """The verdict on an answer as a learner passes it. Never raises for what the answer is."""
+        """The verdict on an answer as a learner passes it. Never raises for what the answer is, even if it raises where it is looked at.
+
+        A learner who presses stop is obeyed: KeyboardInterrupt passes.
+        """
         if answer is None or answer is ...:
             return Verdict(NOT_ATTEMPTED, f"{self.name} has no answer yet.")
         return self.judge(answer)
@@ -94,9 +97,11 @@ class FunctionQuestion(Question):
 
     @property
     def solution(self) -> str:
+        """The source of ``answer``."""
         return inspect.getsource(self.answer).rstrip()
 
     def judge(self, answer: Any) -> Verdict:
+        """The verdict on a function, called in this process with the inputs of seed 0."""
         if not callable(answer):
             return Verdict(NOT_RIGHT, f"pass the function itself, `{self.name}`, with no brackets after it; you passed {show(answer)}.")
         return self.judge_session(LocalSession({self.name: answer}))
@@ -140,6 +145,7 @@ class NumberQuestion(Question):
     solution: str
 
     def judge(self, answer: Any) -> Verdict:
+        """The verdict on a number; a known mistake is told by its own message."""
         try:
             number = one_number(answer)
         except LearnerFault as fault:
@@ -154,12 +160,15 @@ class NumberQuestion(Question):
 
 
 def one_number(value: Any) -> float:
-    """``value`` as a float: a Python number, or one number of NumPy or torch. Else LearnerFault.
+    """``value`` as a float: a Python number, or one number of NumPy or torch.
+
+    Raises:
+        LearnerFault: it is none, or not finite.
 
     >>> one_number(3)
     3.0
     """
-    if isinstance(value, str):
+    if issubclass(type(value), str):  # unlike isinstance, this asks nothing of the value itself
         raise LearnerFault(f"a number is due, and you passed text, {show(value)}: leave the quotes and the unit out.")
     if callable(value):
         raise LearnerFault("a number is due, and you passed a function: pass what it returns.")
@@ -168,10 +177,10 @@ def one_number(value: Any) -> float:
         if isinstance(number, bool) or not isinstance(number, Real):
             raise TypeError
         number = float(number)
-    except (TypeError, ValueError, RuntimeError):
-        raise LearnerFault(f"one number is due, and you passed {show(value)}.") from None
     except OverflowError:
         raise LearnerFault(f"a number is due, and you passed {show(value)}: too large by far.") from None
+    except Exception:  # .item() may be that of any class, and raise anything
+        raise LearnerFault(f"one number is due, and you passed {show(value)}.") from None
     if not math.isfinite(number):
         raise LearnerFault(f"a finite number is due, and you passed {show(number)}.")
     return number
@@ -186,12 +195,14 @@ class ExplanationQuestion(Question):
 
     @property
     def solution(self) -> str:
+        """The model answer and, below it, the rubric."""
         rows = (f"  {points} point{'s' if points > 1 else ''}: {text}" for points, text in self.rubric)
         return "\n".join(["A model answer:", self.model_answer, "", "What earns points:", *rows])
 
     def judge(self, answer: Any) -> Verdict:
-        if not isinstance(answer, str):
+        """Whether there is a text to keep."""
+        if not issubclass(type(answer), str):
             return Verdict(NOT_RIGHT, f"an explanation is text in quotes, and you passed {show(answer)}.")
-        if not answer.strip():
+        if not str.strip(answer):
             return Verdict(NOT_ATTEMPTED, "write your explanation between the quotes.")
         return Verdict(KEPT, f'`reveal("{self.id}")` sets your explanation beside a model answer and a rubric.')
