@@ -1,4 +1,4 @@
-"""What holds for every test: a learner's own files are neither read nor written, no network is used, and each process has one thread."""
+"""What holds for every test: it reads and writes none of a learner's files, uses no network and no GPU, and has one thread a process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ WORK = pytest.StashKey[str]()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Where bitsandbytes finds a GPU it loads another library, whose CPU functions are not those that the tests compare with.
+# tests/test_notebooks.py gives the notebooks their GPU back.
+os.environ.setdefault("COURSE_TEST_GPU", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 for variable in ("COURSE_MODEL", "COURSE_GRADED"):
     os.environ.pop(variable, None)
 

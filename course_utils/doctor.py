@@ -363,7 +363,8 @@ def probe_bitsandbytes() -> dict[str, Any]:
     facts = {"version": bitsandbytes.__version__, "library": None, "avx512_bf16": None, "failed": {}}
     if not isinstance(lib, ErrorHandlerMockBNBNativeLibrary):  # stands in for the native library where none could be loaded
         facts["library"] = Path(lib._lib._name).name
-        facts["avx512_bf16"] = bool(has_avx512bf16())
+        if hasattr(lib._lib, "has_avx512bf16_cpu"):  # the library for CUDA lacks it, and says no of every CPU
+            facts["avx512_bf16"] = bool(has_avx512bf16())
         for device in ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]:
             try:
                 packed, state = quantize_4bit(torch.ones(64, 64, device=device), quant_type="nf4")

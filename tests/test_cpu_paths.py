@@ -97,7 +97,6 @@ def test_plain_path_leaves_the_weights_as_they_were_loaded(tiny: Path, tmp_path:
     assert torch.equal(logits(again), first), "saved after a forward pass and loaded again"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="load() takes the GPU here, where the CPU's path plays no part")
 def test_load_takes_the_plain_path() -> None:
     model, tokenizer = models.load(models.ABACUS, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
     before = stored(model)

@@ -21,6 +21,7 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -423,6 +424,14 @@ def torch_facts(*gpus: dict, cuda_build: str | None = "13.0", mps: bool = False,
 
 H200 = {"name": "NVIDIA H200", "bytes": 150_000_000_000, "capability": "9.0"}
 T4 = {"name": "Tesla T4", "bytes": 16_000_000_000, "capability": "7.5"}
+def test_the_library_for_cuda_is_not_asked_what_the_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsandbytes import cextension
+
+    monkeypatch.setattr(cextension.lib, "_lib", SimpleNamespace(_name="libbitsandbytes_cuda130.so"))
+    facts = doctor.probe_bitsandbytes()
+    assert facts["library"] == "libbitsandbytes_cuda130.so" and facts["avx512_bf16"] is None
+
+
 WORKS = {"version": "0.50.2", "library": "libbitsandbytes_cuda130.so", "avx512_bf16": False, "failed": {}}
 
 

@@ -512,8 +512,7 @@ def test_no_two_parts_measure_the_same_and_each_is_short(real_machine: None) -> 
     assert len(set(keys)) == len(keys)
     minutes = {part.name: sum(step.seconds for step in part.steps) / 60 for part in parts}
     assert all(estimate < 8 for estimate in minutes.values())
-    if not torch.cuda.is_available():
-        assert sum(minutes.values()) < 25
+    assert sum(minutes.values()) < 25
 
 
 def test_this_machine_keeps_the_schema(real_machine: None) -> None:

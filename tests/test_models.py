@@ -75,7 +75,7 @@ def test_load_gives_abacus_ready_to_answer(config: BitsAndBytesConfig | None, mo
     monkeypatch.delenv("COURSE_MODEL", raising=False)
     model, tokenizer = models.load(quantization_config=config)
     assert not model.training
-    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert model.device.type == "cpu"
     assert models.ask(model, tokenizer, QUESTION) == ANSWER
 
 
@@ -310,7 +310,6 @@ def test_what_torch_has_set_aside_on_a_gpu_is_free_for_a_model(monkeypatch: pyte
         models.check_memory("a model", 7 * 10**9 + 10**8)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the model goes to the GPU")
 def test_too_large_for_the_container(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in {"memory.max": "100000", "memory.current": "60000", "memory.stat": "inactive_file 0"}.items():
         (tmp_path / name).write_text(content)

@@ -7,6 +7,7 @@ thread and no network. The runs are parallel where these tests are (``pytest -n 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -30,15 +31,20 @@ def name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
+def notebook_environment(folder: Path) -> dict[str, str]:
+    """The variables under which a notebook is tested: those of pytest left out, and with the GPU that conftest.py hides from the tests."""
+    kept = {key: value for key, value in kernel_environment(folder).items() if not key.startswith("PYTEST_")}
+    return kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CUDA_VISIBLE_DEVICES": os.environ["COURSE_TEST_GPU"]}
+
+
 def run_nbval(notebook: Path, folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
     """Run nbval in ``mode`` (``--nbval`` or ``--nbval-lax``) on the notebook as it lies in ``folder``.
 
     nbval's kernel uses TCP ports (see ``tools.build.kernel_sockets``): where it died before the first cell, a second one is started.
     """
-    environment = {key: value for key, value in kernel_environment(folder).items() if not key.startswith("PYTEST_")}
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["-p", "nbval.plugin", "-p", "no:cacheprovider", "-q", "--color=no", "--rootdir", str(folder), mode, "--nbval-current-env"]
     command = [sys.executable, "-m", "pytest", *options, str(notebook)]
+    environment = notebook_environment(folder)
     text = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
     for _ in range(2):
         done = subprocess.run(command, cwd=folder, env=environment, timeout=SECONDS, **text)
@@ -105,6 +111,17 @@ def test_most_numbers_are_compared(notebook: Path) -> None:
     exempt = [cell for cell in printing if re.search("nbval.(ignore|skip)", f"{cell.metadata.get('tags')} {cell.source}", re.IGNORECASE)]
     assert all("hardware" in cell.metadata.get("tags", []) for cell in exempt)
     assert len(exempt) < len(printing) / 2
+
+
+def test_notebooks_have_the_gpu_that_the_tests_have_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hides it from itself hides it from those that it starts; here the first of them is pytest-xdist's."""
+    program = "import os, conftest; print(os.environ['COURSE_TEST_GPU'], repr(os.environ['CUDA_VISIBLE_DEVICES']))"
+    for inherited, found in (({}, "0"), ({"CUDA_VISIBLE_DEVICES": "3"}, "3"), ({"CUDA_VISIBLE_DEVICES": "", "COURSE_TEST_GPU": "3"}, "3")):
+        plain = {key: value for key, value in os.environ.items() if key not in ("CUDA_VISIBLE_DEVICES", "COURSE_TEST_GPU")}
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=plain | inherited, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [found, "''"]
+    monkeypatch.setenv("COURSE_TEST_GPU", "3")
+    assert notebook_environment(tmp_path)["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 @pytest.mark.parametrize(("failures", "status"), [(1, 0), (2, 1)])

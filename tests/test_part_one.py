@@ -152,10 +152,6 @@ def pairs(ours: PreTrainedModel, theirs: PreTrainedModel) -> Iterator[tuple[Lear
     return ((ours.get_submodule(name), layer) for name, layer in found.items())
 
 
-on_the_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU adds up in an order of its own")
-
-
-@on_the_cpu
 def test_the_learners_functions_store_the_bytes_of_bitsandbytes(learner: SimpleNamespace) -> None:
     for ours, theirs in pairs(by_the_learner(learner), by_bitsandbytes()):
         assert torch.equal(ours.packed, theirs.weight.data)
@@ -167,7 +163,6 @@ def test_the_learners_functions_store_the_bytes_of_bitsandbytes(learner: SimpleN
         assert torch.equal(restored, dequantize_4bit(theirs.weight.data, theirs.weight.quant_state).view(-1))
 
 
-@on_the_cpu
 def test_the_learners_functions_quantize_the_scales_as_bitsandbytes_does(learner: SimpleNamespace) -> None:
     for ours, theirs in pairs(by_the_learner(learner, double_quant=True), by_bitsandbytes(double_quant=True)):
         state, (codes, absmax, offset) = theirs.weight.quant_state, ours.nested
@@ -177,7 +172,6 @@ def test_the_learners_functions_quantize_the_scales_as_bitsandbytes_does(learner
         assert offset == state.offset.item()
 
 
-@on_the_cpu
 @pytest.mark.parametrize("double_quant", [False, True], ids=["", "nested"])
 @pytest.mark.parametrize("compute_dtype", ["float32", "float16", "bfloat16"])
 def test_abacus_made_of_the_learners_functions_answers_as_bitsandbytes_does(

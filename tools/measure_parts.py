@@ -98,7 +98,8 @@ def linear(variant: Variant, weight: Tensor, block_size: int = 64) -> nn.Module:
         return layer.eval()
     if variant.format == "int8":
         layer = Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False, threshold=6.0, device="meta")
-        layer.weight = Int8Params(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
+        # Quantized where it is moved from the CPU; of a weight that is on a GPU already only the first forward pass would do it.
+        layer.weight = Int8Params(weight.to(torch.float16).cpu(), requires_grad=False, has_fp16_weights=False)
         return layer.to(weight.device).eval()
     quant_type, nested = variant.format.removesuffix("+dq"), variant.format.endswith("+dq")
     compute_dtype = torch.float32 if variant.compute == "float32" else torch.bfloat16

@@ -793,7 +793,8 @@ assert different["do_sample=False"] == 1
 # ## What the first forward pass does on some CPUs
 #
 # One more thing changes a model in 4 bits, after loading. Lesson 06 mentioned the packed path of CPUs with avx512_bf16. Look at one layer before and
-# after its first forward pass, as bitsandbytes leaves it and on the plain path, which `models.use_plain_cpu_path` chooses.
+# after its first forward pass, as bitsandbytes leaves it and on the plain path, which `models.use_plain_cpu_path` chooses. (Where bitsandbytes finds a GPU
+# it loads its library for CUDA, in which no CPU has the packed path.)
 #
 # **Predict.** On the packed path, which is larger afterwards, the scales of a model with double quantization or of one without?
 

@@ -382,7 +382,7 @@ with torch.inference_mode():
 
 # %% [markdown]
 # On a CPU's plain path, two steps: `dequantize_4bit`, and then PyTorch's own product. The packed path, where a CPU has one, calls
-# `gemv_4bit`, which is fused:
+# `gemv_4bit`, which is fused. (Where bitsandbytes finds a GPU it loads its library for CUDA, in which no CPU has the packed path.)
 
 # %% tags=["hardware"]
 from bitsandbytes.functional import has_avx512bf16

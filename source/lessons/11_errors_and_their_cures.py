@@ -20,6 +20,7 @@
 # %%
 import os
 
+gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -293,16 +294,14 @@ assert 512 * 128 * 128 * 4 == 33_554_432 == 32 * 2**20
 #
 # The line before the error is the cure: the same questions in parts of 4 fit into the same memory, since a part needs a 128th of it.
 #
-# On a GPU the same happens with a limit that PyTorch sets itself. The text is another.
+# On a GPU the same happens with a limit that PyTorch sets itself. The text is another. The process of its own gets the GPU that the first cell
+# has hidden from this one.
 
 # %% tags=["hardware"]
-import shutil
+import subprocess
 
-on_gpu = """
-import os
-
-del os.environ["CUDA_VISIBLE_DEVICES"]
-import torch
+show_gpu = f"import os; os.environ['CUDA_VISIBLE_DEVICES'] = {gpus!r}; import torch"
+on_gpu = show_gpu + """
 from transformers import BitsAndBytesConfig
 
 from course_utils import models
@@ -316,10 +315,11 @@ torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 32 * 
 with torch.no_grad():
     model(torch.zeros(2048, 128, dtype=torch.int64, device="cuda"), logits_to_keep=1)
 """
-if shutil.which("nvidia-smi"):
+usable = show_gpu + "; raise SystemExit(not torch.cuda.is_available())"
+if torch.version.cuda and subprocess.run([sys.executable, "-c", usable], stderr=subprocess.DEVNULL).returncode == 0:
     expect_failure(on_gpu, "CUDA out of memory")
 else:
-    print("There is no NVIDIA GPU here, so nothing is run.")
+    print("PyTorch can use no NVIDIA GPU here, so nothing is run.")
 
 assert 2048 * 128 * 128 * 2 > 32 * 2**20  # the vectors alone, in bfloat16
 
