@@ -15,8 +15,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Where bitsandbytes finds a GPU it loads another library, whose CPU functions are not those that the tests compare with.
 # tests/test_notebooks.py gives the notebooks their GPU back.
-os.environ.setdefault("COURSE_TEST_GPU", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("COURSE_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 for variable in ("COURSE_MODEL", "COURSE_GRADED"):
     os.environ.pop(variable, None)
 

@@ -548,11 +548,15 @@ def save_whole(
         max_shard_size: as for save_pretrained.
 
     Raises:
-        CheckpointError: no layer of the model is in 4 bits, or one was repacked by a forward pass, so saving would damage file and model;
-            the folder, or the draft beside it, holds something that is no saved model; the folder is named like a draft; or what was
-            written is no whole 4-bit model. What was there before is still there.
+        CheckpointError: it is no model of transformers, but one with adapters, say; no layer of it is in 4 bits, or one was repacked by a
+            forward pass, so saving would damage file and model; the folder, or the draft beside it, holds something that is no saved
+            model; the folder is named like a draft; or what was written is no whole 4-bit model. What was there before is still there.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
+    if not isinstance(model, PreTrainedModel):
+        raise CheckpointError(
+            f"save_whole takes a model of transformers, and this is a {type(model).__name__}. Save an adapter by its own save_pretrained."
+        )
     layers = {name: getattr(getattr(layer, "weight", None), "quant_state", None) for name, layer in model.named_modules()}
     if all(state is None for state in layers.values()):
         raise CheckpointError("No layer of the model is in 4 bits by bitsandbytes. Save the model by its own save_pretrained.")
@@ -562,8 +566,9 @@ def save_whole(
                 f"The layer {name} was repacked by a forward pass, and saving would damage the file and the model. Load the model again, "
                 "and save it before its first forward pass or call models.use_plain_cpu_path before that."
             )
-    if folder.name.endswith(DRAFT_SUFFIX):
-        raise CheckpointError(f"The name {folder.name} is kept for a save that was not finished. Choose one without {DRAFT_SUFFIX}.")
+    for suffix in (DRAFT_SUFFIX, REPLACED_SUFFIX):
+        if folder.name.endswith(suffix):
+            raise CheckpointError(f"The name {folder.name} is kept for what save_whole writes or sets aside. Choose one without {suffix}.")
     draft, replaced = folder.with_name(folder.name + DRAFT_SUFFIX), folder.with_name(folder.name + REPLACED_SUFFIX)
     check_replaceable(folder)
     check_replaceable(draft)

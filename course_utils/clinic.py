@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 LOCAL_SERVER = re.compile(r"\b(127\.0\.0\.1|localhost):\d+")
-QUOTED_FOLDERS = re.compile(r"""(?<!\w)(['"])(?:[A-Za-z]:|/[^\\/'"\n]+)[\\/]+(?:[^\\/'"\n]+[\\/]+)*""")  # the quote, then any name
-WINDOWS_FOLDERS = re.compile(r"""\b[A-Za-z]:[\\/]+(?:[^\\/:'"\n]+\\+|[^\\/:'"\s]+/+)*""")  # a space only in what ends in a backslash
+QUOTED_FOLDERS = re.compile(r"""(?<!\w)(['"])(?:[A-Za-z]:|/[^\\/:'"\n]+)[\\/]+(?:[^\\/:'"\n]+[\\/]+)*""")  # the quote, then any name
+# A space only in what ends in a backslash, and not after the name of a file.
+WINDOWS_FOLDERS = re.compile(r"""\b[A-Za-z]:[\\/]+(?:(?![^\\/\s]*\.\w+,? )[^\\/:'"\n]+\\+|[^\\/:'"\s]+/+)*""")
 POSIX_FOLDERS = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+)+/")  # not the path of a web address, nor owner/model
 
 

@@ -363,8 +363,7 @@ def probe_bitsandbytes() -> dict[str, Any]:
     facts = {"version": bitsandbytes.__version__, "library": None, "avx512_bf16": None, "failed": {}}
     if not isinstance(lib, ErrorHandlerMockBNBNativeLibrary):  # stands in for the native library where none could be loaded
         facts["library"] = Path(lib._lib._name).name
-        if hasattr(lib._lib, "has_avx512bf16_cpu"):  # the library for CUDA lacks it, and says no of every CPU
-            facts["avx512_bf16"] = bool(has_avx512bf16())
+        facts["avx512_bf16"] = bool(has_avx512bf16())  # the libraries for CUDA and for Windows have no packed path, and say no of every CPU
         for device in ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]:
             try:
                 packed, state = quantize_4bit(torch.ones(64, 64, device=device), quant_type="nf4")
@@ -583,7 +582,7 @@ def judge_disk(free: int, refusal: str) -> Finding:
 
 
 def has_avx512_bf16(result: dict[str, Any]) -> bool | None:
-    """Whether this processor has avx512_bf16: as bitsandbytes sees it, or else as Linux says. None if nobody says."""
+    """Whether bitsandbytes can use this processor's avx512_bf16, or else whether Linux says that it has it. None if nobody says."""
     seen = result.get("avx512_bf16")
     if seen is None and platform.machine() not in ("x86_64", "AMD64", "i386", "i686"):
         return False
@@ -601,7 +600,8 @@ def judge_cpu(cores: int | None, avx512_bf16: bool | None) -> Finding:
     if avx512_bf16:
         path = "with avx512_bf16: bitsandbytes repacks a 4-bit layer at its first use and computes in bfloat16"
         return Finding("CPU", "ok", f"{count}, {path}", "Nothing to do: the lessons take the plain path, the same on every CPU.")
-    return Finding("CPU", "ok", f"{count}, without avx512_bf16: bitsandbytes takes the plain path, the one that the lessons show")
+    path = "bitsandbytes takes the plain path, the one that the lessons show, since it finds no avx512_bf16 that it can use"
+    return Finding("CPU", "ok", f"{count}, {path}")
 
 
 def count_cores() -> int | None:

@@ -340,12 +340,13 @@ def refusal(error: Exception, source: str) -> str | None:
 def out_of_reach(source: str) -> str:
     """The sentence for a model that is not on this machine, or not as a whole, while the Hub can't be asked for it."""
     offline = constants.is_offline_mode()
+    asked_by_variable = bool(os.environ.get("COURSE_MODEL")) and source == name()
     cached = "no model of that name" if local_copy(source) is None else "only a part of that model"
     why = "the variable HF_HUB_OFFLINE forbids to fetch it" if offline else f"{constants.ENDPOINT} can't be reached"
     return (
         f"There is no folder {source} here, {cached} in the Hub's cache on this machine, and {why}. "
         f"{'Unset HF_HUB_OFFLINE' if offline else 'Connect to the network'} and load it again to fetch it, "
-        f"or {'unset COURSE_MODEL' if os.environ.get('COURSE_MODEL') else 'take models.ABACUS'} to use abacus, which needs no network."
+        f"or {'unset COURSE_MODEL to use abacus' if asked_by_variable else 'load models.ABACUS'}, which needs no network."
     )
 
 

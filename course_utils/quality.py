@@ -327,8 +327,8 @@ def questions_needed(first: Sequence[float], second: Sequence[float], paired: bo
         first, second: right and wrong, or losses, of the same questions.
 
     Returns:
-        A whole number; infinity where the results show no difference, and 0 where the deviation is 0, as with ten right answers against
-        ten wrong ones: the formula takes it for the true one.
+        A whole number; infinity where the results show no difference, and 0 where every question differs by the same amount, as with
+        ten right answers against ten wrong ones: the formula then sees no chance in it.
 
     >>> right, worse = [True] * 100, [True] * 90 + [False] * 10
     >>> questions_needed(right, worse)

@@ -295,7 +295,7 @@ print([os.environ.get(name) for name in ("COURSE_MODEL", "COURSE_GRADED", "HF_HU
 """
     (project.root / "source/lessons/03_alone.py").write_text(source, encoding="utf-8")
     build(project, ["03"])
-    assert cells(project, "notebooks/03_alone.ipynb")[0].outputs[0].text == "[None, None, '1', '1', '']\n"
+    assert cells(project, "notebooks/03_alone.ipynb")[0].outputs[0].text == "[None, None, '1', '1', '-1']\n"
     assert list(learner.iterdir()) == []
     assert not list(project.root.rglob("*.txt"))
 

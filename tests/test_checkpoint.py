@@ -144,7 +144,7 @@ def test_bitsandbytes_is_not_needed(saved: dict[str, Path], tmp_path: Path) -> N
         "with torch.no_grad(): save_file({'logits': model(input_ids=torch.arange(20)[None] % 96).logits}, sys.argv[2])\n"
     )
     command = [sys.executable, "-c", program, str(saved["nested"]), str(tmp_path / "logits.safetensors")]
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"})
     again = AutoModelForCausalLM.from_pretrained(saved["nested"], device_map={"": "cpu"})
     models.use_plain_cpu_path(again)
     assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], logits(again))
@@ -531,9 +531,29 @@ def test_save_whole_doesn_t_take_a_model_that_somebody_keeps_for_its_own(tiny: P
     assert torch.equal(logits(load_by_hand(tmp_path / "model.old")), logits(kept))
 
 
-def test_save_whole_refuses_the_name_of_a_draft(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"The name model\.unfinished is kept for"):
-        save_whole(load_4bit(tiny), tmp_path / "model.unfinished")
+def test_save_whole_refuses_a_model_with_adapters_before_it_writes(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load_4bit(tiny), LoraConfig(target_modules=["q_proj"], r=2))
+    with pytest.raises(CheckpointError, match=r"this is a PeftModel\. Save an adapter by its own save_pretrained"):
+        save_whole(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="on Windows a link to a folder needs special rights")
+def test_save_whole_follows_a_link_to_a_folder(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there", target_is_directory=True)
+    for _ in range(2):
+        save_whole(load_4bit(tiny), tmp_path / "link")
+        assert open_checkpoint(tmp_path / "there").weights_in_4bit()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+
+
+@pytest.mark.parametrize("name", ["model.unfinished", "model.replaced_by_save_whole"])
+def test_save_whole_refuses_the_name_of_a_draft(name: str, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"The name {name} is kept for"):
+        save_whole(load_4bit(tiny), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -697,7 +717,7 @@ def test_push_to_hub_and_load_from_there(tmp_path: Path) -> None:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "COURSE_"))}
     with FakeHub({}, tokens={"hf_reads": False, "hf_writes": True}, storage=tmp_path / "hub") as hub:
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-        environment = inherited | own | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        environment = inherited | own | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
         command = [sys.executable, "-c", PUSH, str(tmp_path / "again")]
         done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr

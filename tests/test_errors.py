@@ -86,6 +86,12 @@ def test_what_is_logged_is_kept_and_the_loggers_are_as_before():
         ('File "C:/Users/Ada Lovelace/models/x.py", line 3', 'File ".../x.py", line 3'),
         (r"C:\Users/ada\models/x.json", ".../x.json"),
         (r"from C:\a\x.json to D:\b c\y.json, see https://huggingface.co/docs", "from .../x.json to .../y.json, see https://huggingface.co/docs"),
+        (
+            "\"/home/ada/models/x is not a local folder and is not listed on https://huggingface.co/models\"",
+            "\".../x is not a local folder and is not listed on https://huggingface.co/models\"",
+        ),
+        (r"C:\a\x.json does not match \d+ and \w", r".../x.json does not match \d+ and \w"),
+        (r"FileNotFoundError: C:\models\x.json, or pass cache\hub", r"FileNotFoundError: .../x.json, or pass cache\hub"),
         ("/home/ada/x.json and meta-llama/Llama-2-7b-hf", ".../x.json and meta-llama/Llama-2-7b-hf"),
         ("C:/Users/x.json and meta-llama/Llama-2-7b-hf", ".../x.json and meta-llama/Llama-2-7b-hf"),
         ("'16'/32-bit floats, and/or 'meta-llama/Llama-2-7b-hf', '/x.json'", None),

@@ -545,3 +545,9 @@ def test_make_bench_begins_quietly_and_is_content_with_one_run() -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("[['sums', 'bitsandbytes', ") and "'1.00']" in run.stdout
     assert "kernel" not in run.stderr
+
+
+@pytest.mark.parametrize("tool", ["bench", "measure_parts", "examine_abacus"])
+def test_a_tool_imports_bitsandbytes_after_what_keeps_that_quiet(tool: str) -> None:
+    text = (ROOT / "tools" / f"{tool}.py").read_text(encoding="utf-8")
+    assert re.search(r"^from course_utils(\.models)? import .*", text, re.MULTILINE).start() < text.index("from bitsandbytes")

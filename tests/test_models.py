@@ -432,9 +432,10 @@ def test_the_hub_answers_refuses_and_is_gone(tiny: Path, tmp_path: Path) -> None
     assert "town/other" in not_cached and f"{hub.url} can't be reached" in not_cached and "Connect to the network" in not_cached
     (cached, not_cached), _ = load_from(hub.url, tmp_path, ("town/tiny", None), ("town/other", None), HF_HUB_OFFLINE="1")
     assert cached == answer
-    assert "HF_HUB_OFFLINE" in not_cached and "Unset HF_HUB_OFFLINE" in not_cached and "or take models.ABACUS" in not_cached
+    assert "HF_HUB_OFFLINE" in not_cached and "Unset HF_HUB_OFFLINE" in not_cached and "or load models.ABACUS" in not_cached
     chosen = {"COURSE_MODEL": "town/other", "HF_HUB_OFFLINE": "1"}
-    assert "or unset COURSE_MODEL" in load_from(hub.url, tmp_path, (None, None), **chosen)[0][0]
+    (by_variable, by_name), _ = load_from(hub.url, tmp_path, (None, None), ("town/third", None), **chosen)
+    assert "or unset COURSE_MODEL" in by_variable and "or load models.ABACUS" in by_name
 
 
 def test_what_was_not_fetched_to_the_end(tiny: Path, tmp_path: Path) -> None:

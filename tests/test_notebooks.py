@@ -34,7 +34,7 @@ def name(path: Path) -> str:
 def notebook_environment(folder: Path) -> dict[str, str]:
     """The variables under which a notebook is tested: those of pytest left out, and with the GPU that conftest.py hides from the tests."""
     kept = {key: value for key, value in kernel_environment(folder).items() if not key.startswith("PYTEST_")}
-    return kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CUDA_VISIBLE_DEVICES": os.environ["COURSE_TEST_GPU"]}
+    return kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CUDA_VISIBLE_DEVICES": os.environ["COURSE_GPUS"]}
 
 
 def run_nbval(notebook: Path, folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
@@ -115,12 +115,12 @@ def test_most_numbers_are_compared(notebook: Path) -> None:
 
 def test_notebooks_have_the_gpu_that_the_tests_have_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that hides it from itself hides it from those that it starts; here the first of them is pytest-xdist's."""
-    program = "import os, conftest; print(os.environ['COURSE_TEST_GPU'], repr(os.environ['CUDA_VISIBLE_DEVICES']))"
-    for inherited, found in (({}, "0"), ({"CUDA_VISIBLE_DEVICES": "3"}, "3"), ({"CUDA_VISIBLE_DEVICES": "", "COURSE_TEST_GPU": "3"}, "3")):
-        plain = {key: value for key, value in os.environ.items() if key not in ("CUDA_VISIBLE_DEVICES", "COURSE_TEST_GPU")}
+    program = "import os, conftest; print(os.environ['COURSE_GPUS'], os.environ['CUDA_VISIBLE_DEVICES'])"
+    for inherited, found in (({}, "0"), ({"CUDA_VISIBLE_DEVICES": "3"}, "3"), ({"CUDA_VISIBLE_DEVICES": "-1", "COURSE_GPUS": "3"}, "3")):
+        plain = {key: value for key, value in os.environ.items() if key not in ("CUDA_VISIBLE_DEVICES", "COURSE_GPUS")}
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=plain | inherited, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == [found, "''"]
-    monkeypatch.setenv("COURSE_TEST_GPU", "3")
+        assert done.stdout.split() == [found, "-1"]
+    monkeypatch.setenv("COURSE_GPUS", "3")
     assert notebook_environment(tmp_path)["CUDA_VISIBLE_DEVICES"] == "3"
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import nbformat
@@ -99,7 +99,11 @@ def execute(notebook: NotebookNode, root: Path) -> None:
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             config=kernel_sockets(Path(temporary)),
         )
-        with client.setup_kernel(env=kernel_environment(Path(temporary)) | {"CUDA_VISIBLE_DEVICES": ""}):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(client.setup_kernel(env=kernel_environment(Path(temporary)) | {"CUDA_VISIBLE_DEVICES": "-1"}))
+            except RuntimeError as error:
+                raise BuildError(f"its kernel did not start: {error}") from error
             count = 0
             for position, cell in enumerate(notebook.cells):
                 if cell.cell_type != "code":
@@ -178,8 +182,6 @@ def build_source(project: Project, source: Path, force: bool = False) -> list[Pa
                 execute(notebook, project.root)
             except BuildError as error:
                 raise BuildError(f"{project.name(source)}: {error}") from error
-            except RuntimeError as error:
-                raise BuildError(f"{project.name(source)}: its kernel did not start: {error}") from error
             keep_hardware_outputs(notebook, path)
     for path, notebook in changed.items():
         write(path, notebook)

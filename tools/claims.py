@@ -305,7 +305,7 @@ def summary(ledger: Sequence[Claim]) -> str:
     lines = [
         f"[The ledger](claims.yml) has {len(ledger)} claims about 4-bit loading, those of the short lesson that the course grew from,",
         "well-known ones of others, and one of its own.",
-        f"Each has a verdict, and where it is judged, the cell or the measurement that shows it: {number}.",
+        f"Each has a verdict and, unless it is open or not measured, the cell or the measurement that shows it: {number}.",
         "`make claim` lists them; `make claim ID=memory-87.5` runs the evidence of one. Some of them:",
         "",
         "| claimed | verdict | found |",

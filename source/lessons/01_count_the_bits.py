@@ -39,7 +39,7 @@ print("exponent", exponent, "=", int(exponent, 2))
 print("mantissa", mantissa, "=", int(mantissa, 2))
 
 # %% [markdown]
-# 129, because $129 - 127 = 2$. The 1 before the mantissa is in no field, since it is always there; it is called the *hidden one*.
+# 129, because $129 - 127 = 2$. The 1 before the mantissa is in no field, since nearly all numbers have it; it is called the *hidden one*.
 #
 # Now put the number together again from the three fields, by the formula.
 
@@ -157,7 +157,7 @@ for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_laye
 # `hidden_size` numbers; it has one row for each token of the vocabulary. The *head* turns the last vector into a score for every token, and has as many rows.
 #
 # Between them is a stack of *decoder layers*. Each has seven linear layers, that is, seven matrices. Four belong to the *attention*, in which a token looks back at the tokens
-# before it: they make its query, its key and its value (explained below), and the output. Each is `hidden_size` x `hidden_size` here. Three belong to the *MLP*, which works
+# before it. These four make its query, its key, its value (explained below) and its output; each is `hidden_size` x `hidden_size` here. Three belong to the *MLP*, which works
 # on each token by itself: gate, up and down. Each is `hidden_size` x `intermediate_size`.
 # Two *norms* in each decoder layer, and one at the end, bring vectors to a standard size and hold `hidden_size` numbers each.
 
@@ -187,7 +187,7 @@ print(f"{llama_7b.num_parameters():,} weights, shipped in {llama_7b.config.dtype
 # %% [markdown]
 # 6.7 billion, and no memory used. What are they?
 #
-# They fall into the same groups. One is new, the *experts*, which are explained below; "the rest" are the norms and, in Mixtral, the small matrices that choose among the experts.
+# They fall into the same groups, and a new one, the *experts*, which are explained below. "The rest" are the norms and, in Mixtral, the small matrices that choose among the experts.
 
 # %%
 from course_utils.memory import weight_groups
@@ -389,8 +389,8 @@ print(f"scores of 4,096 tokens in float32: {scores / 1e9:.2f} GB")
 # %% [markdown]
 # ## What fits where
 #
-# The table adds the weights, in 16 bits or in 4 with double quantization, and a 16-bit cache of 4,096 tokens for one text. Mixtral has one row more: "4" is what you get, with
-# the experts in 16 bits; "experts too" is what one would expect. "fits" leaves a tenth of the card for activations and for what the
+# The table adds the weights, in 16 bits or in 4 with double quantization, and a 16-bit cache of 4,096 tokens for one text. Mixtral has one row more: with its name alone, what
+# you get, with the experts in 16 bits; with "experts too", what one would expect. "fits" leaves a tenth of the card for activations and for what the
 # driver and other programs take; "tight" doesn't. A *GiB* is $2^{30}$ bytes, 1.074 GB, and the memory of cards is often meant in GiB; we count in GB, to be careful.
 
 # %%

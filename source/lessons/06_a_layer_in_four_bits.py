@@ -16,7 +16,7 @@
 # %%
 import os
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 # %% [markdown]
 # ## Codes are not numbers

@@ -20,7 +20,7 @@
 import os
 
 if not os.environ.get("COURSE_MODEL"):
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 # %% [markdown]
 # ## Four questions

@@ -20,8 +20,8 @@
 # %%
 import os
 
-gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+gpus = os.environ.setdefault("COURSE_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))  # for one cell, far below
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # %% [markdown]
