@@ -582,7 +582,7 @@ JUDGE_THE_ANALOGY = ExplanationQuestion(
         "one for each block, and a pixel is read back as shade times brightness, as a weight is as value times scale.\n"
         "It is right about the lamp, too: what is far larger than all the rest makes everything black that shares its brightness.\n"
         "It misleads about the reason why a coarse map is enough. In a picture neighbours are alike, and the map follows them:\n"
-        "shuffle the pixels, and it fails. Weights next to each other are hardly more alike than others.\n"
+        "shuffle the pixels, and the error grows, without the lamp too. Weights next to each other are hardly more alike than others.\n"
         "A block keeps an outlier among few, no more.\n"
         "And nothing is restored: what comes back is the nearest value, up to half a step off. Nor is it 1/8 of the size,\n"
         "but 1/7.1 of 32 bits with float32 scales for blocks of 64, and 1/3.6 of the 16 bits in which models are shipped."

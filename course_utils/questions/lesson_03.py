@@ -669,7 +669,7 @@ SET_THE_WORDS_RIGHT = ExplanationQuestion(
     ),
     rubric=(
         (1, "A scale for each block (of 64 weights, on the flattened weight), not one for each tensor."),
-        (1, "No offset for weights, since absmax needs none; what is called offset belongs to double quantization and to the scales."),
+        (1, "No offset for weights, since absmax needs none. (That double quantization has one, for the scales, needn't be said.)"),
         (1, "Asymmetric means a zero point; to calculate in a larger format is weight-only quantization."),
         (1, "NF4 is a set of values, scaled by absmax like FP4; the choice is nf4 or fp4, and symmetric is an answer to another question."),
     ),

@@ -113,6 +113,7 @@ check("02.5", error_with_minus_eight)
 #
 # Return three things: the codes, 0 to 15, as a tensor of the same shape with dtype `torch.uint8`; the scale; and the zero point, a whole
 # number. Numbers come back as scale * (code - zero point), and 0 as exactly 0. A code that comes out as 16 is cut off to 15.
+# Halves go to the even neighbour as in question 02.3, in the zero point too.
 # You needn't treat a tensor of zeros.
 
 
@@ -172,16 +173,17 @@ check("02.8", bits_with_zero_point)
 # Difficulty 3/5, 8 minutes, 4 points
 #
 # "4-bit quantization is like a picture in 16 colours with a brightness map." Say in a few sentences what is right about that, and where it
-# misleads. A good answer says what corresponds to what, and names two things that don't.
+# misleads. Say what corresponds to what, what the lamp is among weights, why a coarse map is enough for the picture and whether that holds for weights,
+# and name one more thing that doesn't fit.
 # Write it between quotes, or three of them: `"""..."""`.
 
 # %%
 ### BEGIN SOLUTION
 where_the_analogy_breaks = """
 The palette is the codebook, the brightness map holds the scales of the blocks, and shade times brightness is dequantizing.
-A lamp blackens what shares its brightness, as an outlier makes 0 of what shares its scale.
+A lamp blackens what shares its brightness, as an outlier makes 0 of what shares its scale, and blocks confine it.
 But a brightness map is enough for a picture because neighbouring pixels are alike.
-Shuffled, the picture is ruined, and weights hardly notice.
+Shuffled, the picture suffers, even without its lamp, and weights hardly notice.
 And what rounding took doesn't come back: each weight is up to half a step off.
 """
 ### END SOLUTION

@@ -158,7 +158,8 @@ check("03.7", bits_for_each)
 words_set_right = """
 It is true that weights are stored small and calculated with in bfloat16. That is called weight-only quantization; asymmetric means that there is
 a zero point, and bitsandbytes has none. There is a scale for each block of 64 weights, not one for each tensor, and since it is the absmax,
-no offset is needed. NF4 names the sixteen values. They are scaled by absmax as those of FP4 are, and FP4 is what NF4 was chosen instead of.
+no offset is needed. NF4 names the sixteen values. They are scaled by absmax as those of FP4 are, and FP4 is what NF4 was chosen instead of,
+not symmetric quantization: that is about the zero point.
 """
 ### END SOLUTION
 

@@ -6,8 +6,8 @@
 #
 # | | |
 # | --- | --- |
-# | **What you'll do** | give each block of a weight its own scale, compare your scales with those of bitsandbytes, and measure what each block size costs and what it saves |
-# | **What you'll learn** | why 64 is a good block size, where blocks begin and end, why the last one is treated differently, and what "offset", "symmetric" and "asymmetric" mean |
+# | **What you'll do** | give each block of a weight its own scale, compare your scales with those of bitsandbytes, and measure the error of each block size |
+# | **What you'll learn** | what a block size costs and what it saves, where blocks begin and end, why the last one is treated differently, and what "offset", "symmetric" and "asymmetric" mean |
 # | **What you need** | [lesson 02](02_round_to_a_grid.ipynb) |
 # | **Time** | 40 minutes |
 #
@@ -258,8 +258,9 @@ for size in (32, 64, 128):
 right.text(bits[-1] + 0.04, abacus_errors[-1] - 0.0008, "tensor")
 left.legend()
 plots.show(fig, "Left: the relative squared error of int4 against the block size, from 32 to 4096 and "
-                "for a whole tensor; it rises evenly for normal numbers, and faster in the end for the "
-                "weights of abacus. Right: the same errors against bits per weight: a steep fall from 4 bits to "
+                f"for a whole tensor: from {normal_errors[0]:.4f} to {normal_errors[-2]:.4f} for normal numbers and from "
+                f"{abacus_errors[0]:.4f} to {abacus_errors[-2]:.4f} for the weights of abacus in blocks, and for the whole tensor "
+                f"{normal_errors[-1]:.4f} and {abacus_errors[-1]:.4f}. Right: the same errors against bits per weight: a steep fall from 4 bits to "
                 "4.25, where blocks have 128 weights, and a gentle slope from there to 5 bits.")
 
 # %% [markdown]
@@ -308,7 +309,7 @@ print(tabulate(rows, ["error", "4 bits, blocks of 32", "5 bits, blocks of 4096"]
 # an outlier, and the fifth bit can't make up for it.
 #
 # So 64, the default of bitsandbytes, is a compromise and no law. Blocks of 32 lose to longer codes, unless outliers are many. Blocks of 128 are a fair offer: a quarter of a bit less, a fifth more error. Far above, the
-# error goes on growing and there is hardly anything left to save. bitsandbytes allows 32 to 4096, as `help(quantize_4bit)` says.
+# error goes on growing and there is hardly anything left to save. bitsandbytes allows the powers of two from 32 to 4096, as `help(quantize_4bit)` says.
 
 # %% [markdown]
 # ## Blocks do not know rows
@@ -565,14 +566,14 @@ for kind, state in states.items():
 
 # %% [markdown]
 # The scales are the same, since both divide by the absmax of the block. NF4 uses what is called symmetric scaling, and its values reach equally far on both sides, although they are not mirrored one by one (lesson 04 says
-# why). So NF4 is no alternative to symmetric quantization, but to other sets of values, such as FP4 and int4. And "all weights scaled identically" is neither: it is one scale for the whole tensor, an answer to the first question here:
+# why). So NF4 is no alternative to symmetric quantization, but to other sets of values, such as FP4 and int4. And "all weights scaled identically" describes neither symmetric quantization nor the alternative to NF4: it is one scale for the whole tensor, an answer to the first question here:
 #
 # | question | possible answers | bitsandbytes, 4 bits |
 # | --- | --- | --- |
-# | How many weights share a scale? | a tensor, a row, a block | a block of 32 to 4096, by default 64, on the flattened weight |
+# | How many weights share a scale? | a tensor, a row, a block | a block of 32, 64 and so on up to 4096, by default 64, on the flattened weight |
 # | Is there a zero point? | no: symmetric; yes: asymmetric | no; the scale is the absmax |
 # | Which values? | evenly spaced ones (int4), FP4, NF4, your own | NF4 or FP4: `bnb_4bit_quant_type` |
-# | In which format is calculated? | that of the codes; a larger one: weight-only quantization | a larger one: `bnb_4bit_compute_dtype` |
+# | In which format are products calculated? | that of the codes; a larger one: weight-only quantization | a larger one: `bnb_4bit_compute_dtype` |
 #
 # Each can be answered without the others. When two people disagree about "symmetric", find out which of the four they mean.
 
@@ -583,11 +584,11 @@ for kind, state in states.items():
 # - A scale of 32 bits costs $32/n$ bits for each weight in a block of $n$. The error follows the mean square of the absmax: each doubling of the block adds the same on normal numbers, and saves half as many bits as
 #   the one before. The weights of abacus have more outliers, and gain more from blocks.
 # - Blocks run over the flattened weight. The last may be short.
-# - On the CPU bitsandbytes multiplies full blocks by the reciprocal and divides the short one, which differ by an ulp in a quarter of all numbers and now and then in a code.
+# - On the CPU bitsandbytes multiplies full blocks by the reciprocal and divides the short one, which differ in the last bit of a quarter of normal numbers, and in a code only where a number lies half-way between two values, or nearly so.
 # - absmax needs no offset. Asymmetric means: with a zero point. NF4 is a set of values, and is scaled by absmax like the others.
 #
-# The lesson began by asking how many weights should share a scale. 64 is a good answer: with far fewer, bits do more good in the codes, unless outliers are many; with far more, outliers do harm, and little is saved.
-# And where a weight can't be cut into whole blocks, the last one is short, and is divided.
+# The lesson began by asking how many weights should share a scale. 64 is a compromise: at 5 bits a weight, blocks of 32 already lose to codes of 5 bits, unless outliers are many; with far more than 64, outliers do harm, and little is saved.
+# And where a weight can't be cut into whole blocks, the last one is short and has a scale of its own; on the CPU its weights are divided by it, where those of full blocks are multiplied by the reciprocal.
 #
 # The table holds a hint for what comes next: NF4 had a smaller error than int4 for the same bits. Where do its sixteen values come from? That is lesson 04.
 #
