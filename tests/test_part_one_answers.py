@@ -148,7 +148,7 @@ OTHER_RIGHT_WAYS: dict[str, Callable[..., Any]] = {
     "04.7": nearest_by_distance,
     "05.2": lambda codes: sum((16 * F.pad(codes, (0, len(codes) % 2), value=7)[0::2], F.pad(codes, (0, len(codes) % 2), value=7)[1::2])),
     "05.3": lambda packed, count: torch.tensor([part for byte in packed.tolist() for part in divmod(byte, 16)], dtype=torch.uint8)[:count],
-    "05.7": lambda row, column, columns, size: int((row * columns + column) // size),
+    "05.7": lambda row, column, columns, size: divmod(column, size)[0] == (row * columns + column) // size - row * (columns // size),
 }
 
 
@@ -400,10 +400,10 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("05.6", stored_with(second=False), ["scales of the scales"]),
     ("05.6", stored_with(float_scales=True), ["replace"]),
     ("05.6", lambda *args: 8 * stored_with()(*args), ["bits"]),
-    ("05.7", lambda row, column, columns, n: row * (columns // n) + column // n, ["AVX-512"]),
-    ("05.7", lambda row, column, columns, n: row * -(-columns // n) + column // n, ["new block with each row"]),
-    ("05.7", lambda row, column, columns, n: row * columns // n + column // n, ["rounded down twice"]),
-    ("05.7", lambda row, column, columns, n: (row * columns + column) // n + 1, ["counted from 0"]),
+    ("05.7", lambda row, column, columns, n: columns % n == 0, ["those of row 0"]),
+    ("05.7", lambda row, column, columns, n: columns % n == 0 or row == 0, ["in later rows, too"]),
+    ("05.7", lambda row, column, columns, n: (row * columns + column) // n != row * (columns // n) + column // n, ["other way round"]),
+    ("05.7", lambda row, column, columns, n: (row * columns + column) // n, ["own block: is it"]),
     ("05.8", 1024 // 4, ["a quarter"]),
     ("05.8", 346 * 64, ["number of weights"]),
     ("06.1", -by_the_layer(), ["too large"]),

@@ -223,7 +223,7 @@ NF4_IN_EVERY_BIT = FunctionQuestion(
     inputs=lambda seed: [()],
     tolerance=0.0,
     hints=(
-        "Nine steps from 0.9677083 to 0.5 for the positive side, eight for the negative one; the last of each, 0.5, is left out. "
+        "Nine numbers from 0.9677083 to 0.5 for the positive side, eight for the negative one; the last of each, 0.5, is left out. "
         "Then quantiles, quotients, and an exact 0.",
         "Three things are rounded to float32: the steps (float32_steps does it), each quantile, and each quotient.",
     ),

@@ -608,72 +608,63 @@ COUNT_THE_BYTES = FunctionQuestion(
 # --- 05.7 ------------------------------------------------------------------------------------------------------------------------
 
 
-def scale_number(row, column, columns, block_size):
-    """The number of the block, and so of the scale, that a weight of a matrix belongs to."""
-    return (row * columns + column) // block_size
+def reads_right(row, column, columns, block_size):
+    """Whether bitsandbytes 0.50.2 on AVX-512 takes the scale of a weight's own block."""
+    own = (row * columns + column) // block_size
+    taken = row * (columns // block_size) + column // block_size
+    return taken == own
 
 
 def _weights_of_matrices(seed: int) -> list[tuple[int, int, int, int]]:
     pick = random.Random(seed)
-    by_hand = [(0, 63, 128, 64), (0, 64, 128, 64), (2, 5, 128, 64), (1, 0, 352, 64), (1, 40, 352, 64), (3, 47, 48, 64)]
-    drawn = [(pick.randrange(2, 100), pick.randrange(columns), columns, 64) for columns in (100, 352, 1040)]
+    by_hand = [(1, 0, 352, 64), (1, 40, 352, 64), (0, 300, 352, 64), (2, 0, 352, 64), (1, 5, 64, 64), (3, 47, 48, 64), (1, 10, 48, 64)]
+    drawn = [(pick.randrange(2, 100), pick.randrange(columns), columns, 64) for columns in (100, 128, 1040)]
     return by_hand + drawn
 
 
-FIND_THE_SCALE = FunctionQuestion(
+FIND_THE_WRONG_SCALE = FunctionQuestion(
     id="05.7",
-    title="Find the scale of a weight",
+    title="Find the weights that are read wrongly",
     points=2,
     difficulty=3,
     minutes=8,
-    name="scale_number",
-    answer=scale_number,
+    name="reads_right",
+    answer=reads_right,
     inputs=_weights_of_matrices,
     hints=(
-        "Where does the weight lie in the flattened matrix? The rows before it have `columns` weights each.",
-        "Its place is row * columns + column, counted from 0. A block has block_size places.",
+        "Which number has the weight's own block? In the flattened matrix the rows before it have `columns` weights each.",
+        "Its place is row * columns + column, counted from 0, and its block that // block_size. Compare with the number taken.",
     ),
     mistakes=(
         Mistake(
-            "blocks of each row, rounded down",
-            lambda row, column, columns, size: row * (columns // size) + column // size,
-            "right where a row is a whole number of blocks; elsewhere you read what bitsandbytes 0.50.2 reads on AVX-512. "
-            "Blocks run on from row to row: count the weights first, and divide once.",
+            "whole rows only",
+            lambda row, column, columns, size: columns % size == 0,
+            "where a row is no whole number of blocks, some are still read right: those of row 0, for example. Compare the numbers.",
         ),
         Mistake(
-            "blocks of each row, rounded up",
-            lambda row, column, columns, size: row * -(-columns // size) + column // size,
-            "you begin a new block with each row: blocks run on from row to row, over the flattened matrix.",
+            "whole rows or the first one",
+            lambda row, column, columns, size: columns % size == 0 or row == 0,
+            "nearly: in later rows, too, the two numbers can be the same, as for (1, 0, 352, 64).",
+        ),
+        Mistake(
+            "the other way round",
+            lambda row, column, columns, size: not reads_right(row, column, columns, size),
+            "the other way round: return True where the scale is its own.",
+        ),
+        Mistake(
+            "number of the own block",
+            lambda row, column, columns, size: (row * columns + column) // size,
+            "that is the number of the weight's own block: is it the number that is taken?",
+        ),
+        Mistake(
+            "number that is taken",
+            lambda row, column, columns, size: row * (columns // size) + column // size,
+            "that is the number that is taken: is it that of the weight's own block?",
         ),
         Mistake(
             "divided twice",
-            lambda row, column, columns, size: row * columns // size + column // size,
+            lambda row, column, columns, size: row * (columns // size) + column // size == row * columns // size + column // size,
             "nearly: you have rounded down twice, and two halves of a block can make a whole one. Add first, then divide once.",
-        ),
-        Mistake(
-            "place in the row",
-            lambda row, column, columns, size: column // size,
-            "that counts the blocks in the first row only: the rows before this one have weights, too.",
-        ),
-        Mistake(
-            "place of the weight",
-            lambda row, column, columns, size: row * columns + column,
-            "that is the place of the weight in the flattened matrix: which block of block_size is it in?",
-        ),
-        Mistake(
-            "counted from 1",
-            lambda row, column, columns, size: scale_number(row, column, columns, size) + 1,
-            "one too many: blocks are counted from 0.",
-        ),
-        Mistake(
-            "true division",
-            lambda row, column, columns, size: (row * columns + column) / size,
-            "the place is right: the number of a block is a whole one, so divide with //.",
-        ),
-        Mistake(
-            "place within the block",
-            lambda row, column, columns, size: (row * columns + column) % size,
-            "that is the place within the block, the remainder: the number of the block is the quotient, //.",
         ),
     ),
 )
@@ -747,7 +738,7 @@ QUESTIONS = (
     QUANTIZE_SCALES,
     RESTORE_SCALES,
     COUNT_THE_BYTES,
-    FIND_THE_SCALE,
+    FIND_THE_WRONG_SCALE,
     WHERE_IT_PAYS,
     WHY_THE_MEAN,
 )

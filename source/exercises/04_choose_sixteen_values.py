@@ -36,7 +36,7 @@ check("04.1", error_of_zero)
 #
 # NF4's rule works for other numbers of bits. With $b$ bits there are $n = 2^b$ values. The outermost probability is the mean of
 # $1 - 1/(2n)$ and $1 - 1/(2(n-1))$, which is where the middles of $n$ and of $n - 1$ equal shares end. The positive side takes $n/2$ even
-# steps from there to 0.5, the negative side one fewer. There is one exact 0. All is divided by the largest.
+# steps from there to 0.5, the negative side one step fewer. 0.5 itself is the zero, so there are as many values as steps. There is one exact 0. All is divided by the largest.
 #
 # Return the values in ascending order. Nothing is rounded to float32 here.
 
@@ -64,7 +64,7 @@ check("04.2", normal_float)
 # Difficulty 3/5, 10 minutes, 3 points
 #
 # Now NF4 itself, equal to bitsandbytes in every bit. The outermost probability is 0.9677083. `float32` rounds one number;
-# `float32_steps(start, end, count)` gives even steps as `torch.linspace` does, both ends included. The rest is yours: what is rounded, and when?
+# `float32_steps(start, end, count)` gives `count` evenly spaced numbers as `torch.linspace` does, both ends included, which makes `count - 1` steps. The rest is yours: what is rounded, and when?
 
 # %%
 from course_utils.codebooks import float32, float32_steps

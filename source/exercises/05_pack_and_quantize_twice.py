@@ -141,23 +141,25 @@ def stored_bytes(weights: int, block_size: int, double_quant: bool) -> int:
 check("05.6", stored_bytes)
 
 # %% [markdown]
-# ## Question 05.7: Find the scale of a weight
+# ## Question 05.7: Find the weights that are read wrongly
 # Difficulty 3/5, 8 minutes, 2 points
 #
-# A weight lies in a row and a column of a matrix, both counted from 0. Which scale is its own, counted from 0? Blocks run over the
-# flattened matrix.
+# On a CPU with AVX-512 bitsandbytes 0.50.2 counts the blocks of each row by themselves: it gives the weight in this row and this column, both counted from 0, the scale number
+# `row * (columns // block_size) + column // block_size`. But blocks run over the flattened matrix. Is that the scale of the weight's own block?
 
 
 # %%
-def scale_number(row: int, column: int, columns: int, block_size: int) -> int:
-    """Its place in absmax: scale_number(1, 0, 352, 64) is 5, scale_number(1, 40, 352, 64) is 6."""
+def reads_right(row: int, column: int, columns: int, block_size: int) -> bool:
+    """Whether the scale is its own: reads_right(1, 0, 352, 64) is True, reads_right(1, 40, 352, 64) is False."""
     ### BEGIN SOLUTION
-    return (row * columns + column) // block_size
+    own = (row * columns + column) // block_size
+    taken = row * (columns // block_size) + column // block_size
+    return taken == own
     ### END SOLUTION
 
 
 # %%
-check("05.7", scale_number)
+check("05.7", reads_right)
 
 # %% [markdown]
 # ## Question 05.8: Say where double quantization begins to pay

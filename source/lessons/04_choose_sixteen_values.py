@@ -92,7 +92,8 @@ print("codes     ", nearest_codes(torch.tensor(numbers), thresholds, in_order).t
 
 # %% [markdown]
 # Because it says `>` and not `>=`, a number on a threshold belongs to the lower value. This is the third rule for halves, which lesson 02
-# announced. We shall see that bitsandbytes has it.
+# announced. We shall see that bitsandbytes has it on the CPU. (Its FP4 code for GPUs takes the sign off first, so there a negative number half-way goes
+# to the value nearer to 0: `dQuantizeFP4` in `csrc/kernels.cu`.)
 #
 # Put together with the blocks of lesson 03, we can round a weight to any values and measure the error. First int4, to see that nothing has
 # changed: lesson 03 found 0.0116 for normal numbers.
@@ -203,7 +204,7 @@ print("mean of 31/32 and 29/30:", (31 / 32 + 29 / 30) / 2)
 # %% [markdown]
 # In bitsandbytes stands 0.9677083: the mean, cut off after seven digits. (Where the number comes from is asked again and again, in issues
 # 440, 938 and 968 of bitsandbytes. The docstring of `create_normal_map` doesn't mention fractions, and says that it was "empirically
-# optimized to minimize quantization error". We shall try.)
+# optimized to minimize quantization error for typical neural network weight distributions". We shall try, on normal numbers.)
 #
 # The positive side takes eight steps from there to 0.5. Its first three values:
 
@@ -229,8 +230,8 @@ def two_halves(steps, rounding):
 
 
 by_hand = two_halves(even_steps, float)
-print([round(x, 4) for x in by_hand[:8]])
-print([round(x, 4) for x in by_hand[8:]])
+print(" ".join(f"{x:.5f}" for x in by_hand[:8]))
+print(" ".join(f"{x:.5f}" for x in by_hand[8:]))
 largest = max(abs(a - b) for a, b in zip(by_hand, library.tolist(), strict=True))
 print(f"largest difference: {largest:.1e}")
 
@@ -283,7 +284,7 @@ def float32_steps(start, end, count):
 
 for count in (8, 9):
     same = float32_steps(OUTERMOST, 0.5, count) == torch.linspace(OUTERMOST, 0.5, count).tolist()
-    print(count, "steps, same numbers as torch.linspace:", same)
+    print(count, "numbers, the same as torch.linspace:", same)
 
 # %% [markdown]
 # **Predict.** With the steps in float32, how many of the sixteen are equal? And with the quantiles rounded too?
@@ -351,7 +352,8 @@ divided = shares(normal.flatten() / quantile(OUTERMOST))
 print(f"shares after dividing by the quantile: {divided.min():.1%} to {divided.max():.1%}")
 
 # %% [markdown]
-# It is 2.60 on average. So in a block the numbers are squeezed further towards the middle than NF4 expects. How far depends on the block size, and NF4 has one
+# It is 2.60 on average. Divided by 1.85 the shares are nearly equal; a negative value gets a little more, since seven values share that side and eight the other. In a block
+# divided by its absmax the numbers are squeezed further towards the middle than NF4 expects. How far depends on the block size, and NF4 has one
 # table for all sizes. (This is the subject of arXiv 2306.06965, whose title is "NF4 Isn't Information Theoretically Optimal (and that's
 # Good)".)
 #
@@ -377,7 +379,7 @@ print(tabulate(rows, headers, disable_numparse=True))
 # %% [markdown]
 # ## FP4, bit by bit
 #
-# The other codebook of bitsandbytes is a floating-point number of four bits: a sign, two bits of exponent, one of mantissa. Read it by the
+# The values of the other codebook, FP4, are floating-point numbers of four bits: a sign, two bits of exponent, one of mantissa. Read it by the
 # formula of lesson 01. The bias for two bits of exponent is 1. Where the exponent field is 0, the value is m/2, without the 1 + of the formula (exercise 01). The largest is
 # 6, so divide by 6. In the next cell `code & 0b0110` keeps the two middle bits, and `>> 1` moves them one place down; lesson 05 does more of
 # this.
@@ -445,11 +447,11 @@ for place, (name, values) in enumerate(codebooks.items()):
 ax.set_yticks((2, 1, 0), list(codebooks))
 ax.set(xlabel="value, in units of the block's absmax", xlim=(-1.05, 1.05), ylim=(-0.6, 2.6))
 ax.grid(False, axis="y")
-ax.annotate("-0.0052, 0, 0.0052", (0, 1), (0, 9), textcoords="offset points", ha="center")
+ax.annotate("0 and ±0.0052", (0, 1), (0, 18), textcoords="offset points", ha="center", arrowprops={"arrowstyle": "-"})
 ax.set_title("nf4 is dense in the middle; fp4 has a hole on each side of 0")
 plots.show(fig, "The values of three codebooks between -1 and 1. nf4: sixteen, closest together "
-                "around 0. fp4: three almost on top of each other at 0, nothing up to a sixth on "
-                "either side, then ever wider apart. int4: fifteen, evenly spaced.")
+                "around 0, 0.08 apart there and 0.30 at -1. fp4: three almost on top of each other at 0, nothing up to a sixth on "
+                "either side, then ever wider apart. int4: fifteen, 0.14 apart everywhere.")
 
 # %% [markdown]
 # ## The same numbers as bitsandbytes
@@ -476,7 +478,7 @@ print("-5 * (1 / 6) is a threshold of fp4:", (minus_five * (1 / six) == threshol
 print("-5 / 6 lies above it              :", (minus_five / six > threshold).item())
 
 # %% [markdown]
-# The same, thresholds too. So lesson 03 is explained: times 1/6, -5 falls on the threshold and goes to the lower value, -6; divided by 6 it lies
+# The same, on the CPU, thresholds too. So lesson 03 is explained: times 1/6, -5 falls on the threshold and goes to the lower value, -6; divided by 6 it lies
 # an ulp above, and goes to -4. Lesson 05 looks at the bytes in which they are stored.
 
 # %% [markdown]
@@ -653,8 +655,8 @@ ax.set_title("nf4 wins except on uniform weights; fp4 is last on all four kinds"
 ax.legend(loc="upper left")
 plots.show(fig, "The relative squared error of nf4, fp4 and int4 on four kinds of weights, with a "
                 "line for the best values of Lloyd's algorithm. fp4 is the highest everywhere. nf4 "
-                "is the lowest and near the line, except on uniform weights, where int4 is. The "
-                "numbers are those of the tables.")
+                "is the lowest and near the line, except on uniform weights, where int4 is. In the order nf4, fp4, int4, line: "
+                + "; ".join(f"{kind} {', '.join(f'{error:.4f}' for error in errors[kind])}" for kind in kinds) + ".")
 
 # %% [markdown]
 # ## What it costs in bits
@@ -679,7 +681,7 @@ for rows, columns in ((128, 128), (4096, 4096)):
 # - $\Phi^{-1}((i+0.5)/16)$ is not NF4. It lacks the zero.
 # - FP4's exponent counts downwards. It has fifteen different values, three of them at 0 or almost, and a hole beside them. With E2M1's value
 #   in the hole it would be second, except on uniform weights.
-# - A scaled number equal to the threshold gets the lower value. (In lesson 03, -5 times 1/6 is exactly the threshold and goes to -6; -5 divided by 6 is an ulp
+# - On the CPU a scaled number equal to the threshold gets the lower value. (In lesson 03, -5 times 1/6 is exactly the threshold and goes to -6; -5 divided by 6 is an ulp
 #   above it and goes to -4.)
 # - nf4 has the smallest error on normal, heavy-tailed and abacus's weights, int4 on uniform ones. fp4 is last on all four. So nf4 beats fp4 for
 #   another reason than that weights are normal.

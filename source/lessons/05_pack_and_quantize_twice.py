@@ -239,6 +239,7 @@ largest = centred.abs().amax(dim=1, keepdim=True)
 codes = nearest_values(centred / largest)
 restored = SCALE_VALUES[codes.int()] * largest + offset
 print(f"codes used: {len(codes.unique())} of 256, scales are off by {error(restored.view(-1)):.2%}")
+print(f"largest of a block: {blocks.amax(dim=1).mean():.1f} on average, less the mean {largest.mean():.1f}")
 
 # %%
 import matplotlib.pyplot as plt
@@ -262,7 +263,8 @@ plots.show(fig, "Two histograms over the range from -1 to 1. Scales as they are 
                 "of them near 0.")
 
 # %% [markdown]
-# The same 8 bits, and a third of the error. (This is the only offset in the whole scheme. Weights lie on both sides of 0 already, and have
+# The same 8 bits, and a third of the error. The other half of the codes is used now. And scales lie near each other: what a block of them is divided by is much smaller
+# without their mean, so its steps are finer. (This is the only offset in the whole scheme. Weights lie on both sides of 0 already, and have
 # none.)
 
 # %% [markdown]
@@ -317,8 +319,8 @@ print(f"scales are off by {error(restored.view(-1)):.2%}")
 # The same now. In the matrix two codes of a thousand change. They belong to numbers so near to a threshold that rounding to a point carries
 # them across. The scales are as good as before. The difference is one of bytes.
 #
-# (Two details. Where a processor multiplies and adds in one instruction, it rounds once, at the end. In `double` the product is exact, so that
-# `.float()` also rounds once. And if all scales are equal, nothing is left of them, and 0 / 0 is NaN, "not a number": it gets code 0.)
+# (Two details. bitsandbytes multiplies by 65,535 and adds 0.5 in one instruction where the processor has one, and that rounds only once. Here the product is exact in `double`,
+# so that `.float()` is the only rounding, too. And if all scales are equal, nothing is left of them, and 0 / 0 is NaN, "not a number": it gets code 0.)
 
 # %% [markdown]
 # ## The second quantization, as a function
@@ -415,7 +417,9 @@ ax.set(ylim=(-0.6, 5.3), xlabel="scale less the mean, divided by the largest of 
 ax.set_title("FP8 and the dynamic map crowd around zero more than the scales do")
 plots.show(fig, "The values of three codebooks as rows of ticks from -1 to 1, and above them a "
                 "histogram of the scales. The ticks of FP8 and of the dynamic map are dense near 0 "
-                "and sparse outside; the even ones are not.")
+                "and sparse outside; the even ones are not. Within 0.1 of zero lie "
+                f"{near_zero.float().mean():.0%} of the scales, and of the values "
+                + ", ".join(f"{(values.abs() < 0.1).float().mean():.0%} of {name}" for name, values in codebooks.items()) + ".")
 
 # %% [markdown]
 # But compare with what a scale is for. A weight in NF4 is off by far more than that. Does it notice how its scale was stored? The next cell
@@ -431,7 +435,7 @@ for name, scales in choices.items():
     print(f"{name:11} {relative:.4f}")
 
 # %% [markdown]
-# 0.0085 each time. Its root is 9.2 %, and beside that the 0.2 or 0.4 % of the scales don't show. So text and code differ in which values the 8 bits stand for, and for weights like these it doesn't matter. But whoever
+# 0.0085 each time. Its root is 9.2 %, and beside that the 0.2 or 0.4 % of the scales don't show. So paper and code differ in which values the 8 bits stand for, and for weights like these it doesn't matter. But whoever
 # reads the codes of a file needs the right map.
 
 # %% [markdown]
@@ -479,7 +483,7 @@ def quantize_4bit(weight, codebook="nf4", block_size=64, double_quant=False) -> 
 # Now every linear layer of abacus but the head, in NF4 and FP4, with and without double quantization, from float32 and from bfloat16. For
 # each the packed codes, the scales in all their parts, and the weights that are read back.
 #
-# **Predict.** Lesson 03 and this one found four things that only a comparison of bytes shows. Which?
+# **Predict.** How many of these tensors will differ?
 
 # %%
 def pairs(weight, codebook, double_quant):
@@ -522,7 +526,7 @@ print(tabulate(rows, ["part", "tensors", "bytes", "different"], disable_numparse
 assert not any(different.values())
 
 # %% [markdown]
-# No byte differs. The four things: full blocks are multiplied by the reciprocal and short ones divided; a short block of zeros stores 1e-38;
+# No byte differs. Four things had to be known for that, which only a comparison of bytes shows: full blocks are multiplied by the reciprocal and short ones divided; a short block of zeros stores 1e-38;
 # an odd count is filled up with the code of the value 0; and the codes of scales are found by way of 65,536 points. The matrices of abacus need
 # only the reciprocal and the points, since they have no short block and no odd count. The tests named below have such shapes.
 #
@@ -683,16 +687,17 @@ print(tabulate([[case, *row] for case, row in rows.items()], ["NF4", *versions])
 print("\nthe error of 0.45.5:", versions["0.45.5"][0]["error"])
 in_fp4 = next(result for result in versions["0.46.0"] if result["codebook"] == "fp4")
 print("0.46.0, full blocks in fp4:", in_fp4["error"])
-for result in versions["0.48.2"]:
-    if (result["outcome"], result["codebook"], result["double_quant"]) == ("other weights", "nf4", False):
-        share = result["weights_different"] / result["weights"]
-        print(f"0.48.2, {result['case']}: {share:.0%} of the weights read back are others")
+for version in ("0.47.0", "0.48.2"):
+    for result in versions[version]:
+        if (result["outcome"], result["codebook"], result["double_quant"]) == ("other weights", "nf4", False):
+            share = result["weights_different"] / result["weights"]
+            print(f"{version}, {result['case']}: {share:.0%} of the weights read back are others")
 
 # %% [markdown]
 # In five. 0.45.5 doesn't quantize on a CPU at all (its error text says FP4 whatever was asked). 0.46.0 takes NF4 only, and only whole blocks. From
-# 0.46.0 to 0.49.2 the stored bytes of ordinary blocks are ours, and those of rare ones are not: numbers exactly half-way between two values, very
-# small ones, blocks of zeros. An odd count was an error. In 0.48.2 about a fifth of the bfloat16 and float16 weights (23 and 20 %) are read
-# back as other numbers, although the bytes are the same; in 0.47.0 just as many. In the last row the wrong scales of above are there in 0.49.2 and were not in 0.48.2
+# 0.46.0 to 0.49.2 the stored bytes of ordinary blocks are ours, and those of rare ones are not: numbers exactly half-way between two values, blocks of very
+# small numbers only, blocks of zeros. An odd count was an error. In 0.47.0 and 0.48.2 about a fifth of the bfloat16 and float16 weights (23 and 20 %) are read
+# back as other numbers, although the bytes are the same. In the last row the wrong scales of above are there in 0.49.2 and were not in 0.48.2
 # (releases between the two were not tried).
 #
 # With FP4 and with double quantization there is more. All 56 cases, both codebooks with and without it:
@@ -721,8 +726,8 @@ print("bytes that differ in full blocks, NF4, double quantization, 0.49.2:", cas
 #   although the paper says FP8.
 # - Counted from the bytes a weight takes 4.5 bits, or 4.127 with double quantization. "~0.4" is 0.373, for blocks of 64, and it turns
 #   into a loss where a matrix is very small, with the codebooks counted.
-# - Your `quantize_4bit` gives the bytes of bitsandbytes in every tensor compared. In one case its bytes are right and its weights are
-#   not, on some CPUs.
+# - Your `quantize_4bit` gives the bytes of bitsandbytes in every tensor compared. In one case bitsandbytes stores the right bytes and reads wrong
+#   weights from them, on CPUs with AVX-512.
 #
 # The lesson began with codes of four bits that took eight, and with a scale of 32 bits in each block. They take four now, and the scale 8
 # and a little.
