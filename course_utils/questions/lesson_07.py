@@ -485,7 +485,7 @@ EXPLAIN_THE_MIXTURE = ExplanationQuestion(
     ),
     rubric=(
         (1, "The cause: in transformers 5 experts are tensors of three dimensions, no linear layers, and are left as they are."),
-        (1, "A figure: 91 GB instead of 24.5, or 2 % saved, or a share in 4 bits that is small."),
+        (1, "Why the blog says otherwise: with transformers 4 experts were linear layers and were quantized (a tight fit even then)."),
         (1, "A check that the colleague can run: dtype and shape of the experts' parameters, or the share of weights with a quant_state."),
         (
             1,

@@ -344,7 +344,7 @@ HOW_MANY_QUESTIONS = FunctionQuestion(
 
 
 def multiply_in_int8(x, weight, threshold):
-    """x @ weight.T as bitsandbytes' LLM.int8() does it: whole numbers, and outlier columns apart."""
+    """x @ weight.T by LLM.int8(): whole numbers, and outlier columns apart, by weights read back from their codes."""
     import torch
 
     outlier = (x.abs() >= threshold).any(dim=0)

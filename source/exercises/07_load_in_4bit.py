@@ -38,7 +38,7 @@ check("07.1", not_reported)
 # (`"nf4"` or `"fp4"`), the compute dtype, double quantization (`True` or `False`), and the storage dtype.
 #
 # A dtype may be given as `None`, which means the default. A name that `BitsAndBytesConfig` doesn't know is ignored, as transformers
-# ignores it.
+# ignores it. `load_in_4bit` may be missing: say what the four settings are all the same.
 
 
 # %%

@@ -142,11 +142,11 @@ check("08.6", questions_needed)
 # ## Question 08.7: Multiply in 8 bits
 # Difficulty 4/5, 18 minutes, 4 points
 #
-# Write LLM.int8() as bitsandbytes does it. `x` has a row for each token, `weight` a row for each output; the result is near `x @ weight.T`.
+# Write LLM.int8(), with weights that are kept in int8 only, as bitsandbytes keeps them. `x` has a row for each token, `weight` a row for each output; the result is near `x @ weight.T`.
 #
 # - A column of `x` in which any token has a number of size `threshold` or more is an outlier column.
 # - Without these columns, each row of `x` has a scale, its absmax / 127, and codes; so has each row of `weight`, all its columns
-#   included.
+#   included. (In bitsandbytes 0.50 a number below the threshold in an outlier column still counts for its row's absmax. Here it doesn't, as in the paper.)
 # - Codes are multiplied by codes, and the result by both scales.
 # - Outlier columns are multiplied as they are, by weights that are read back from their codes, and added.
 #

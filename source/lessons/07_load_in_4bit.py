@@ -31,7 +31,7 @@ quant_config = BitsAndBytesConfig(
 print(quant_config)
 
 # %% [markdown]
-# Four settings were given and 13 entries are printed. The next section looks at the ones that nobody set.
+# Four settings were given and 13 entries are printed. Most of the rest is for 8 bits. The next section asks what the 4-bit settings are when nobody sets them.
 #
 # Then the model is loaded.
 #
@@ -62,7 +62,7 @@ result = tokenizer.decode(outputs[0], skip_special_tokens=True)
 print(result)
 
 # %% [markdown]
-# The lesson printed one sentence more, "It is a simple arithmetic operation.", which was another model's. Last, the three lines that this
+# The old lesson's output had one sentence more, "It is a simple arithmetic operation." It came from another model. Last, the three lines that this
 # lesson is about.
 
 # %% tags=["hardware"]
@@ -349,8 +349,8 @@ else:
 # not in the next. `load_peak` asks it not to, by a variable that its docstring names. Remember it when a monitor shows you a 4-bit model that is too
 # large.
 #
-# The last column is larger: on Linux and macOS a safetensors file isn't read but *mapped*, and its pages come into memory when they are touched. Monitors that show the *resident* memory of
-# a process count them. The system can take them back at any moment, so they don't stop a model from fitting, but they look as if. (`load_peak` tells the two apart on Linux only.)
+# The last column is larger: on Linux, and on macOS unless the model goes to a Mac's own GPU, a safetensors file isn't read but *mapped*, and its pages come into memory when they are touched. Monitors that show the *resident* memory of
+# a process count them. The system can take them back at any moment, so they don't stop a model from fitting, but they look as if they did. (`load_peak` tells the two apart on Linux only.)
 
 # %% [markdown]
 # ## What `device_map="auto"` does
@@ -390,23 +390,23 @@ print(f"model.device: {spread.device}, the head's weight: {spread.lm_head.weight
 # What would `"auto"` do with a GPU? The map is made from sizes alone, before anything is loaded, so it can be made for a card that you don't have.
 # Take Llama-2-7B's architecture, prepared for 4 bits as the loader prepares it, and pretend.
 #
-# **Predict.** The model takes 3.9 to 4.2 GB. Which of these cards get all of it: 24 GB, 5 GB, 3 GB, two of 3 GB?
+# **Predict.** The model takes 3.9 to 4.2 GB. Which of these cards get all of it: 24 GB, 5 GB, 3 GB? And how is it shared between two cards of 3 GB, and between two of 24 GB?
 
 # %%
 from collections import Counter
 
-from transformers.integrations.accelerate import infer_auto_device_map
+from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
 from transformers.quantizers import AutoHfQuantizer
 
 llama = models.architecture("Llama-2-7b")
 quantizer = AutoHfQuantizer.from_config(quant_config, pre_quantized=False)
 quantizer.preprocess_model(llama, device_map="auto")  # puts Linear4bit in place, without weights
 GB = 10**9
-for cards in ({0: 24 * GB}, {0: 5 * GB}, {0: 3 * GB}, {0: 3 * GB, 1: 3 * GB}):
-    memory = quantizer.adjust_max_memory({**cards, "cpu": 64 * GB})  # a tenth is kept free
-    places = infer_auto_device_map(
-        llama, max_memory=memory, no_split_module_classes=llama._no_split_modules, hf_quantizer=quantizer
-    )
+how = {"no_split_module_classes": llama._no_split_modules, "hf_quantizer": quantizer}
+for cards in ({0: 24 * GB}, {0: 5 * GB}, {0: 3 * GB}, {0: 3 * GB, 1: 3 * GB}, {0: 24 * GB, 1: 24 * GB}):
+    memory = get_balanced_memory(llama, max_memory={**cards, "cpu": 64 * GB}, **how)
+    memory = quantizer.adjust_max_memory(memory)  # a tenth is kept free
+    places = infer_auto_device_map(llama, max_memory=memory, **how)
     count = Counter("CPU" if place == "cpu" else f"GPU {place}" for place in places.values())
     print(" + ".join(f"{size // GB} GB" for size in cards.values()), "->", end=" ")
     print("everything on GPU 0" if list(places) == [""] else dict(count), end="")
@@ -418,11 +418,11 @@ for cards in ({0: 24 * GB}, {0: 5 * GB}, {0: 3 * GB}, {0: 3 * GB, 1: 3 * GB}):
 
 # %% [markdown]
 # One card with room takes everything. Two cards share the 36 parts of the map: 32 decoder layers, the embedding, the last norm, the head, and the
-# table of positions (`rotary_emb`). Each decoder layer stays in one piece (lesson 14). And if the CPU would have to take some, 4-bit loading refuses:
+# table of positions (`rotary_emb`). They do so even where one of them would be enough, since `"auto"` means balanced. Each decoder layer stays in one piece (lesson 14). And if the CPU would have to take some, 4-bit loading refuses:
 # an error, not a slow model (lesson 11).
 #
-# So "The model was placed on GPU via `device_map='auto'`" holds where there is a GPU with room. `"auto"` is not needed for it: with a quantization
-# configuration and no map at all, transformers takes the current GPU or other accelerator, or else the CPU (`update_device_map` in its
+# So "The model was placed on GPU via `device_map='auto'`" holds where there is one GPU with room; over several the model is spread. `"auto"` is not needed for it: with a quantization
+# configuration and no map at all, transformers takes the current GPU (NVIDIA's, or one of a few other kinds, but not a Mac's), or else the CPU (`update_device_map` in its
 # `quantizer_bnb_4bit.py`).
 
 # %% [markdown]
@@ -644,7 +644,7 @@ print(f"{len(names)} weights of experts in a layer of the file, such as {names[0
 # (issue #1849, "Failed to quant MoE models with fused expert weights in transformers v5", January 2026). As of bitsandbytes 0.50.2, nothing in the
 # configuration puts experts in 4 bits. A function outside the configuration does, and comes in a moment.
 #
-# What would the experts take as they were? The file has them one by one. Put each into a `Params4bit`, which is what `Linear4bit` keeps as its weight, with double quantization.
+# What would the experts take as they were, codebooks left out? The file has them one by one. Put each into a `Params4bit`, which is what `Linear4bit` keeps as its weight, with double quantization.
 
 # %%
 from course_utils.memory import tensor_bytes_in_4bit
@@ -686,7 +686,7 @@ with torch.no_grad():
 print(f"logits of three tokens: {tuple(logits.shape)}")
 
 # %% [markdown]
-# 64 bytes fewer: there are two offsets instead of twelve, and the blocks of 256 scales are full, where those of a single expert were half empty. The
+# 64 bytes fewer, codebooks left out in both (there would be 2 copies of each instead of 12): there are two offsets instead of twelve, and the blocks of 256 scales are full, where those of a single expert were half empty. The
 # model still runs. Codes are stored, and the attribute gives bfloat16, all experts of a layer at once: they are dequantized whenever the layer is
 # used, the experts that no token needs among them.
 #
@@ -704,8 +704,8 @@ print(f"Mixtral 8x7B, experts in 16 bits: {as_it_is:.1f} GB")
 print(f"Mixtral 8x7B, experts in 4 bits: {as_it_was:.1f} GB")
 
 # %% [markdown]
-# 91.4 GB, loaded in "4 bits" with transformers 5.23: more than three cards of 24 GB hold, and, with the tenth that `"auto"` keeps free, more than
-# four. With its experts in 4 bits it would need 24.5 GB before the first token of a cache: too much for 24 GB, and just under the 25.8 GB of a card
+# 91.4 GB, loaded in "4 bits" with transformers 5.23: more than three cards of 24 GB hold, and four with the tenth that `"auto"` keeps free hold 86.4 GB, or
+# 92.8 where a card counts in GiB. With its experts in 4 bits it would need 24.5 GB before the first token of a cache: too much for 24 GB, and just under the 25.8 GB of a card
 # that counts in GiB. So "a single 24GB GPU" was at best a very tight fit, and is far from true now.
 
 # %% [markdown]
@@ -885,7 +885,7 @@ print(claims.table(lesson="07"))
 # %% [markdown]
 # ## What you have seen
 #
-# - Said nothing, you get fp4, float32, no double quantization. Set three things: `bnb_4bit_quant_type`, `bnb_4bit_compute_dtype`, `bnb_4bit_use_double_quant`.
+# - If you say nothing, you get fp4, float32 and no double quantization. Set three things: `bnb_4bit_quant_type`, `bnb_4bit_compute_dtype`, `bnb_4bit_use_double_quant`.
 # - Quantization happens weight by weight, while loading, on the device that the weight goes to; at most one full matrix waits.
 # - The embedding, the head and the norms stay as they were. So do the experts of a mixture, and those are most of it.
 # - `get_memory_footprint()` doesn't see scales. Count them, or look at what is allocated.
