@@ -125,6 +125,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             bitsandbytes.
     """
     folder = Path(folder)
+    replaced = folder.with_name(folder.name + REPLACED_SUFFIX)
+    if not folder.exists() and replaced.is_dir():
+        raise CheckpointError(
+            f"There is no folder {folder}: save_whole was killed. The model that was in it is in {replaced.name}: rename that."
+        )
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}. Give the folder that save_pretrained wrote.")
     if folder.name.endswith(DRAFT_SUFFIX):

@@ -583,6 +583,12 @@ def test_save_whole_keeps_the_old_model_when_the_new_one_is_not_in_4_bits(
     assert not (tmp_path / "model.unfinished").exists() or "on the way" in what
 
 
+def test_a_model_that_was_set_aside_by_a_save_that_was_killed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.replaced_by_save_whole").mkdir()
+    with pytest.raises(CheckpointError, match=r"save_whole was killed.* is in model\.replaced_by_save_whole: rename that"):
+        open_checkpoint(tmp_path / "model")
+
+
 @pytest.mark.parametrize("where", ["save_pretrained", "rename", "second rename", "killed before the second rename"])
 def test_an_interrupted_save_leaves_the_old_model(where: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new, folder = load_4bit(tiny), load_4bit(tiny, nested=True), tmp_path / "model"

@@ -516,19 +516,19 @@ NO_FINDINGS = ExplanationQuestion(
         "Think of a misspelled argument, of a model that was saved and loaded again, and of scales rounded to bfloat16.",
     ),
     model_answer=(
-        "The audit reads formats, shapes and names. A right answer to 2+2 says little: in most cases of the lesson abacus gave it.\n"
-        "A misspelled argument gives the defaults, fp4 and float32 and no double quantization, and these are legitimate: only the\n"
-        "configuration that was meant, passed as like=, tells the difference. A dequantized model that was saved and loaded again is an\n"
+        "The audit reads formats, shapes and names. A right answer to 2+2 says little: models with failures of the lesson gave it, too.\n"
+        "A misspelled argument gives the defaults, fp4 and float32 and no double quantization, and these are legitimate. A note says\n"
+        "so where all are defaults; that others were meant, only like= can tell. A dequantized model, saved and loaded again, is an\n"
         "ordinary model in 16 bits: again only like= finds it. And a float32 model with double quantization that was saved after a\n"
         "forward pass has scales rounded to bfloat16 in a form that is that of a fresh one; the price is small, 0.3 % of the logits.\n"
         "So I would pass the configuration that I meant, or the unquantized model, look at the footprint and at the notes (a repacked\n"
         "model must not be saved), and measure answers on more than one question."
     ),
     rubric=(
-        (1, "A case that leaves no trace, explained: a misspelled argument or forgotten settings, since the defaults are legitimate."),
-        (1, "A second case: a dequantized model loaded again, rounded scales with double quantization, or other weights."),
-        (1, "What like= does: it compares with the configuration that was meant, or with the unquantized model."),
-        (1, "A right answer is no proof; a check besides: measuring more questions, the footprint, or the notes."),
+        (1, "A case with the reason why no finding comes: settings misspelled or forgotten; a dequantized model saved and loaded again."),
+        (1, "A second one of these, or scales rounded under double quantization; columns misread on another CPU; a repacked model."),
+        (1, "A check that finds one of them: like= with what was meant, to_diff_dict() before loading, the footprint, or the notes."),
+        (1, "Why the right answer to 2+2 proves little, and what to measure instead: more questions, or logits."),
     ),
 )
 

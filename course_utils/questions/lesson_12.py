@@ -41,6 +41,7 @@ WEIGH_A_WEIGHT = NumberQuestion(
         Mistake("plain scales", 9_437_248, "these are float32 scales: with double quantization absmax holds one byte for each block."),
         Mistake("no nested scales", 8_651_840, "nested_absmax is missing, one float32 for every 256 scales."),
         Mistake("codes only", 8_388_608, "that is the packed codes alone: scales and codebooks are stored beside them."),
+        Mistake("the offset", 8_655_940, "you have counted the offset: the file has it in the text of the state, which is left out here."),
         Mistake("a byte a code", 17_044_544, "you have stored a byte for each code: two codes share one."),
     ),
 )
@@ -417,9 +418,9 @@ WHAT_IS_LEFT = ExplanationQuestion(
     ),
     rubric=(
         (1, "What is left: codes and scales, to the bit; the model answers as when it was saved."),
-        (1, "What is lost: the original; dequantize() brings back the size and not the numbers, and nothing can be requantized well."),
-        (1, "Merging into four bits rounds again: much of a small change is lost, and can't be taken out."),
-        (1, "What to keep: the adapter by itself, and the original or its exact name; a checksum or a note on what the file is."),
+        (1, "What is lost: the original; dequantize() brings back the size and not the numbers."),
+        (1, "The adapter is lost too: merging into four bits rounds again, much of a small change is gone, and it can't be taken out."),
+        (1, "What to keep: the adapter by itself, and the original or its exact name."),
     ),
 )
 

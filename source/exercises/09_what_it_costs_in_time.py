@@ -116,8 +116,8 @@ check("09.5", milliseconds)
 # Difficulty 2/5, 8 minutes, 2 points
 #
 # What does double quantization cost in all? A model is loaded once, and its scales are quantized in `quantizing` milliseconds. Then it makes `passes`
-# forward passes. To read all its scales back takes `reading` milliseconds: that is what one forward pass spends on it, on the path given. `path` is `"plain"` or `"packed"`, two paths of a CPU, or `"fused"`, the kernel of
-# a GPU. Return the milliseconds that double quantization has cost.
+# forward passes. To read all its scales back once takes `reading` milliseconds on the path given. `path` is `"plain"` or `"packed"`, two paths of a CPU, or `"fused"`, the kernel of
+# a GPU. In how many passes the scales are read back depends on the path. Return the milliseconds that double quantization has cost.
 
 
 # %%
@@ -141,13 +141,14 @@ check("09.6", overhead_ms)
 # "Your model loads successfully in 4-bit but inference is slower than expected. You used `bnb_4bit_use_double_quant=True`. Explain why this
 # overhead exists and why it doesn't apply equally to weight loading vs. inference."
 #
-# Answer it, and say where the usual answer does not hold.
+# Answer it. Say also where the usual answer does not hold, how large the overhead is and by whose measurement, and how you would find out
+# whether it is what makes this model slow.
 
 # %%
 ### BEGIN SOLUTION
 why_the_overhead = """
 The scales are stored in 8 bits, so before a weight can be read back its scale has to be: looked up, times a scale that 256
-share, plus an offset. While loading, the scales are quantized once, little beside the weights. In use they are read back at
+share, plus an offset. While loading, the scales are quantized once, little beside the weights, and memory is saved from then on. In use they are read back at
 each pass and thrown away, so it is paid for every token, and weighs most at batch 1. On a CPU with avx512_bf16 the first pass
 keeps them: from then on it costs nothing, and saves nothing. Published figures for GPUs go from 2 to 26 %. I would time the
 model with and without it, in turns, before I blame it.

@@ -195,13 +195,14 @@ check("10.7", scale_taken)
 # Difficulty 3/5, 10 minutes, 4 points
 #
 # "It says that 2+2 is 4, and `audit_4bit(model)` has no findings. So it is well loaded." Say in a few sentences what may be wrong all the
-# same, with at least two cases from the lesson, and what you would do to find it.
+# same, with at least two cases from the lesson, what you would do to find it, and what the right answer proves.
 
 # %%
 ### BEGIN SOLUTION
 what_it_can_not_see = """
 A misspelled argument leaves the defaults, which are legitimate. A dequantized model, saved and loaded again, is an ordinary
-model. I would pass like= with the configuration that I meant, look at the footprint, and measure more than one question.
+model. One right answer proves little: damaged models gave it, too. I would pass like= with the configuration that I meant,
+look at the footprint, and measure more than one question.
 """
 ### END SOLUTION
 

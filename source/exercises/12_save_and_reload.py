@@ -41,8 +41,8 @@ check("12.1", nbytes)
 # ## Question 12.2: Read a safetensors file
 # Difficulty 3/5, 12 minutes, 3 points
 #
-# `raw` is a whole safetensors file, as a list of its bytes: numbers from 0 to 255. Return the bytes of the tensor called `name`, as such
-# a list. Use neither safetensors nor torch.
+# `raw` is a whole safetensors file, as a list of its bytes: numbers from 0 to 255. Return the bytes of the tensor called `name`, as a
+# list of numbers too. Use neither safetensors nor torch.
 
 
 # %%
@@ -81,7 +81,7 @@ check("12.3", second_weight)
 # Difficulty 2/5, 8 minutes, 2 points
 #
 # A model was saved in shards. `weight_map`, from its index, is a dict from the name of each tensor to its file. The tensors of one weight
-# may be in several files. Which files does one have to open for `weight`, with all its parts? Return them in order, each once.
+# may be in several files. Which files does one have to open for `weight`, with all its parts? Return a list of their names, sorted, each once.
 #
 # The parts of `up.weight` are the tensors whose names begin with `up.weight.`, with the dot.
 
@@ -149,7 +149,7 @@ check("12.6", change)
 #
 # Ada has trained an adapter on a model in NF4, merged it with `merge_and_unload`, and saved the result in 4 bits. To save space she has
 # deleted the adapter, and she doesn't know any more from which model she started. Say in a few sentences what she still has, what is
-# lost, what `dequantize()` would bring her, and what she should have kept.
+# lost of the original and of the adapter, what `dequantize()` would bring her, and what she should have kept.
 
 # %%
 ### BEGIN SOLUTION

@@ -278,7 +278,7 @@ def load_by_hand(folder, compute_dtype=None):
         layer.compute_dtype = compute_dtype or getattr(torch, saved_dtype)
         layer.bias, layer.weight = linear.bias, put_together(tensors, name)
         model.set_submodule(name.removesuffix(".weight"), layer)
-        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(name)}
+        tensors = {key: tensor for key, tensor in tensors.items() if key != name and not key.startswith(name + ".")}
     model.load_state_dict(tensors, strict=False, assign=True)
     return model.eval()
 
@@ -495,8 +495,8 @@ print(tabulate(rows, headers=["file", "bytes", "what it holds"], intfmt=","))
 print("tensors in the index:", len(index["weight_map"]))
 
 # %% [markdown]
-# Two things are worth knowing. No tensor is cut, so a shard can be larger than asked for: the embedding and the head of abacus are
-# shards of their own. And the index is written last (`save_pretrained` in `modeling_utils.py` writes it after the loop over the shards):
+# Three things are worth knowing. No tensor is cut, so a shard can be larger than asked for: the embedding and the head of abacus are
+# shards of their own. The limit counts tensors alone: a file is larger than it by its header, and in 4 bits a header has many names. And the index is written last (`save_pretrained` in `modeling_utils.py` writes it after the loop over the shards):
 # a folder with shards and no index is a save that was interrupted, or a copy or a download that was.
 #
 # `course_utils.checkpoint` goes by the index.
@@ -766,15 +766,23 @@ print(f"furthest that rounding explains: {checkpoint.FURTHEST_ROUNDING:.4f} of n
 #
 # `save_pretrained` writes its files one after another, into the folder itself. Who is interrupted half-way is left with a folder that
 # looks like a model: with a config and some shards, or, worse, with new shards beside old ones of the same names. `save_whole` writes
-# into a folder NAME.unfinished beside it, checks it, and renames it at the end. It also refuses a model that was repacked by a forward
+# into a folder NAME.unfinished beside it and checks it. Only then the old folder is renamed to NAME.replaced_by_save_whole, the new one to NAME, and the old one
+# removed. It also refuses a model that was repacked by a forward
 # pass, and a folder that holds something else.
 
 # %%
+from unittest import mock
+
 checkpoint.save_whole(model, place / "whole", tokenizer)
 print("whole:", torch.equal(logits(checkpoint.load_by_hand(place / "whole")), logits(model)))
-shutil.copytree(place / "whole", place / "later.unfinished")
+
+# Another model, into the same folder. Writing stops half-way, before the tokenizer is there.
+full_disk = OSError("No space left on device")
+with mock.patch.object(tokenizer, "save_pretrained", side_effect=full_disk), expect_error(OSError, "No space left"):
+    checkpoint.save_whole(other, place / "whole", tokenizer)
+print("the old one is still there:", torch.equal(logits(checkpoint.load_by_hand(place / "whole")), logits(model)))
 with expect_error(checkpoint.CheckpointError, "not finished"):
-    checkpoint.load_by_hand(place / "later.unfinished")
+    checkpoint.load_by_hand(place / "whole.unfinished")
 
 # %% [markdown]
 # ## Push it to the Hub
@@ -991,7 +999,8 @@ print(claims.table(lesson="12"))
 #   change it by a new configuration.
 # - Of thirteen damaged checkpoints transformers loads eight, seven of them as another model; a reader who knows the format refuses all.
 #   A swap of equals no reader can see; a checksum can.
-# - A model that came from a 4-bit file is saved again with `save_original_format=False`, and into an empty folder.
+# - A model that came from a 4-bit file is saved again with `save_original_format=False`.
+# - Save into an empty folder. Of a single file and shards in one folder transformers loads the single file, even if it is the older one.
 # - A small change does not survive being merged into four bits. Keep the adapter apart.
 #
 # The lesson began with "4-bit models cannot be saved directly". That was true of transformers 4.30 to 4.36. Today a 4-bit model is saved
