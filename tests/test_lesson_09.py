@@ -45,7 +45,7 @@ def test_times_that_the_text_names_are_those_of_the_file() -> None:
     twice, once = (
         measure.value(own=False, machine="AMD EPYC, 2 cores", quantity="quantize a layer", format=format) for format in ("nf4+dq", "nf4")
     )
-    assert f"{twice:.2f} ms instead of {once:.2f} for this layer" in text
+    assert f"{twice:.2f} ms with it and {once:.2f} without for this layer" in text
 
 
 def test_a_prompt_of_others_cannot_have_been_read_in_the_time_that_is_given() -> None:
