@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ CELL_SECONDS = 600
 NOT_A_NOTEBOOK = (KeyError, AttributeError, TypeError, ValueError, nbformat.ValidationError)
 """What reading a file that is no notebook, or a damaged one, raises."""
 KERNELS_AT_ONCE = min(4, os.cpu_count() or 1)
+PARSING = threading.Lock()
+"""In Python 3.11 ``ast.parse`` in two threads at once can end in a SystemError (https://github.com/python/cpython/issues/106905)."""
 
 
 def difference(path: Path, wanted: NotebookNode) -> str:
@@ -174,7 +177,8 @@ def write(path: Path, notebook: NotebookNode) -> None:
 
 def build_source(project: Project, source: Path, force: bool = False) -> list[Path]:
     """Build what differs of that which one source file gives: all of it or, on a ``BuildError``, nothing. Returns what was written."""
-    wanted = notebooks_of(project, source)
+    with PARSING:
+        wanted = notebooks_of(project, source)
     changed = {path: notebook for path, notebook in wanted.items() if force or difference(path, notebook)}
     for path, notebook in changed.items():
         if path.parent.name != "exercises":
