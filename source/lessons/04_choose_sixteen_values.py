@@ -350,6 +350,7 @@ print([f"{share:.1%}" for share in shares(scaled)])
 print(f"outermost quantile {quantile(OUTERMOST):.2f}, mean absmax {absmax.mean():.2f}")
 divided = shares(normal.flatten() / quantile(OUTERMOST))
 print(f"shares after dividing by the quantile: {divided.min():.1%} to {divided.max():.1%}")
+print(f"on average: a negative value {divided[:7].mean():.1%}, a positive one {divided[8:].mean():.1%}")
 
 # %% [markdown]
 # It is 2.60 on average. Divided by 1.85 the shares are nearly equal; a negative value gets a little more, since seven values share that side and eight the other. In a block

@@ -702,6 +702,7 @@ as_it_is = model_bytes_in_4bit(large, double_quant=True) / 1e9
 as_it_was = model_bytes_in_4bit(large, double_quant=True, experts_too=True) / 1e9
 print(f"Mixtral 8x7B, experts in 16 bits: {as_it_is:.1f} GB")
 print(f"Mixtral 8x7B, experts in 4 bits: {as_it_was:.1f} GB")
+print(f"four cards of 24, a tenth of each kept free: {4 * 24 * 0.9:.1f} GB, or {4 * 24 * 2**30 / 10**9 * 0.9:.1f} GB counted in GiB")
 
 # %% [markdown]
 # 91.4 GB, loaded in "4 bits" with transformers 5.23: more than three cards of 24 GB hold, and four with the tenth that `"auto"` keeps free hold 86.4 GB, or
@@ -794,7 +795,7 @@ assert different["do_sample=False"] == 1
 #
 # One more thing changes a model in 4 bits, after loading. Lesson 06 mentioned the packed path of CPUs with avx512_bf16. Look at one layer before and
 # after its first forward pass, as bitsandbytes leaves it and on the plain path, which `models.use_plain_cpu_path` chooses. (Where bitsandbytes finds a GPU
-# it loads its library for CUDA, in which no CPU has the packed path.)
+# it loads its library for CUDA, in which no CPU has the packed path, as of 0.50.2.)
 #
 # **Predict.** On the packed path, which is larger afterwards, the scales of a model with double quantization or of one without?
 

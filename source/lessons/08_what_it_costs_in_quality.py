@@ -676,7 +676,10 @@ lost = [question for question, *pair in zip(asked, right["nf4"], right["int4"], 
 for question in lost:
     print(models.ask(in_int4, tokenizer, question.question))
 
+# %% [markdown]
+# Six of them have the same wrong last step, 2*5=11 or 5*2=11. How many of all products end in this step?
 
+# %%
 def ends_in_ten(question):
     return "2*5=10. " in question.answer or "5*2=10. " in question.answer
 
@@ -685,8 +688,8 @@ print(f"last step 2*5 or 5*2: lost {sum(map(ends_in_ten, lost))} of {sum(map(end
 print(f", others: lost {len(lost) - sum(map(ends_in_ten, lost))} of {len(asked) - sum(map(ends_in_ten, asked))}")
 
 # %% [markdown]
-# Six of the eight are one fault. Where the last step is 2*5 or 5*2, int4 writes 11 now and then; the result is right in five of them, but an exact answer is
-# right at every token. The other two have right steps and a wrong sum. So these aren't eight coins but three at most, and p = 0.008 is worth nothing,
+# So six of the eight are one fault. Where the last step is 2*5 or 5*2, int4 writes 11 now and then; the result is right in five of them, but an exact answer is
+# right at every token. The other two have right steps and a wrong sum. These aren't eight coins but three at most, and p = 0.008 is worth nothing,
 # even before one asks who picked the products. Nor are the losses independent.
 #
 # What can be said: int4 has spoiled one entry of the table, now and then, and nf4 hasn't.

@@ -771,12 +771,15 @@ print(f"furthest that rounding explains: {checkpoint.FURTHEST_ROUNDING:.4f} of n
 # pass, and a folder that holds something else.
 
 # %%
-from unittest import mock
-
 checkpoint.save_whole(model, place / "whole", tokenizer)
 print("whole:", torch.equal(logits(checkpoint.load_by_hand(place / "whole")), logits(model)))
 
-# Another model, into the same folder. Writing stops half-way, before the tokenizer is there.
+# %% [markdown]
+# Now another model into the same folder. Writing stops half-way, before the tokenizer is there.
+
+# %%
+from unittest import mock
+
 full_disk = OSError("No space left on device")
 with mock.patch.object(tokenizer, "save_pretrained", side_effect=full_disk), expect_error(OSError, "No space left"):
     checkpoint.save_whole(other, place / "whole", tokenizer)
